@@ -1,0 +1,98 @@
+# Every target sets up what it needs in .venv first; nothing is installed outside it.
+# .venv/.has-X is written last, once pip has installed X, so `make` knows what is there.
+
+PYTHON ?= python3
+MODEL ?= weights/toy
+PROMPT ?= Once upon a time
+SEED ?= 7
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+# A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
+BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
+
+.PHONY: help setup demo test bench notebooks check-notebooks lint toy clean start-over
+.NOTPARALLEL: # one pip at a time
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@echo "minigpt: a GPT-2 to read, with its cache in plain sight. Needs Python 3.10 or newer."
+	@echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile \
+		| awk -F'|' '{ printf "%-24s%s\n", $$1, $$2 }'
+	@echo
+	@echo "Settings, after the target:"
+	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
+	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
+	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
+	@echo '  ARGS="..."              passed on by test, bench and toy, as in: make test ARGS="-k cache"'
+	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
+
+setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv
+
+demo: .venv/.has-core ## write a story with the bundled model, then check its cache bit by bit
+	$(BIN)/minigpt generate --model $(MODEL) --prompt "$(PROMPT)" \
+		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
+	$(BIN)/minigpt verify --model $(MODEL)
+
+test: .venv/.has-test ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: .venv/.has-bench ## measure speed, with and without the cache and beside transformers
+	$(BIN)/minigpt bench $(ARGS)
+
+notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
+	$(BIN)/jupyter lab notebooks
+
+check-notebooks: .venv/.has-notebooks ## run every lesson from top to bottom
+	$(BIN)/jupyter execute --timeout=600 notebooks/*.ipynb
+
+lint: .venv/.has-lint ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+toy: .venv/.has-train ## train the bundled model again
+	$(BIN)/minigpt train $(ARGS)
+
+clean: ## delete .venv and what the tools left behind
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find minigpt tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+# --- setting up ----------------------------------------------------------------------------------
+
+start-over:
+	@echo "The last set-up did not finish: making .venv again."
+	@rm -rf .venv
+
+$(BIN)/python: $(BROKEN)
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+		echo "$(PYTHON) was not found: install Python 3.10 or newer, or say where it is, as in: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "minigpt needs Python 3.10 or newer and $(PYTHON) is $$($(PYTHON) -V 2>&1): name a newer one, as in: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module to make .venv with: install it (Debian and Ubuntu: apt install python3-venv), or name another Python, as in: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) -V 2>&1)."
+	@test "$$(uname)" != Linux || test -n "$(TORCH_INDEX)" || command -v nvidia-smi >/dev/null || \
+		echo "(PyTorch may bring 3 GB of GPU libraries; to do without: make setup TORCH_INDEX=$(CPU_INDEX))"
+	@mkdir -p .venv && touch .venv/.unfinished
+	@$(PYTHON) -m venv .venv
+	@rm .venv/.unfinished
+
+# What an extra brings with it. `dev` is most of the others, so they need no second visit to pip.
+brings = $(if $(filter $*,dev),core test lint bench train,$(if $(filter $*,test),core bench train,core))
+
+.venv/.has-%: pyproject.toml constraints.txt $(BROKEN) | $(BIN)/python
+	@echo "Installing minigpt ($*) into .venv: a few minutes the first time, most of it for PyTorch ..."
+	@trap 'exit 130' INT TERM; touch .venv/.unfinished; \
+	{ $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } && \
+	$(PIP_INSTALL) 'pip>=22.3' && \
+	$(PIP_INSTALL) -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-e '.$(if $(filter-out core,$*),[$*])' || { \
+		rm .venv/.unfinished; \
+		echo "Installing minigpt ($*) failed, see above; the same command tries again." >&2; exit 1; }
+	@rm .venv/.unfinished
+	@touch .venv/.has-$* $(foreach extra,$(brings),.venv/.has-$(extra))
