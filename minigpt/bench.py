@@ -1,0 +1,555 @@
+"""How fast, how large, compared with what: the measurements behind `minigpt bench`.
+
+Machines drift, so whatever is compared runs in turns (A B A B ...) after a warm-up, on the same
+weights, and a ratio is the median of the ratios within a turn. Figures are reported, never
+asserted; printing is left to the command line, and whether the bits are right to `verify.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minigpt import hub
+from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.config import GPTConfig
+from minigpt.errors import MinigptError
+from minigpt.generate import generate
+from minigpt.model import GPT
+from minigpt.numerics import NUMERICS
+
+SECTIONS = ("decode", "prefill", "exact", "cache", "start", "limits")
+BATCHES = (1, 8)
+SMALL = 50e6  # bytes of weights up to which 500 tokens without a cache take seconds
+COSTS = {  # of exact over fast, at most: the goals for GPT-2 124M on two cores
+    "float32": {"decode, batch 1": 1.10, "decode, batch 8": 1.00, "prefill, 1024 tokens": 1.10},
+    "bfloat16": {"decode, batch 1": 1.10, "prefill, 1024 tokens": 1.50},
+}
+START = {
+    "import, after torch": 0.2,
+    "first exact pass, extra": 0.5,
+    "memory to load": 1.3,
+}  # seconds, x
+
+Samples = dict[str, list[float]]  # by name, one measurement per turn
+Prepare = Callable[[], Callable[[], object]]  # sets the stage, untimed; returns what is timed
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def turns(names: Iterable[str], rounds: int, label: str = "") -> Iterator[str]:
+    """A B A B ...: every name once per round, with a progress bar on stderr."""
+    yield from tqdm(list(names) * rounds, desc=label, leave=False, disable=None)
+
+
+def interleave(contenders: Mapping[str, Prepare], rounds: int, label: str = "") -> Samples:
+    """Seconds of each contender in each round, after one round of warm-up."""
+    samples: Samples = {name: [] for name in contenders}
+    for name in turns(contenders, rounds + 1, label):
+        run = contenders[name]()
+        began = time.perf_counter()
+        run()
+        samples[name].append(time.perf_counter() - began)
+    return {name: seconds[1:] for name, seconds in samples.items()}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """above / below within each turn, so that what slowed the whole turn cancels."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+# --- reporting ------------------------------------------------------------------------------------
+
+_COLUMNS = {  # what may stand beside a median and its spread, and how
+    "tokens/s": "{:,.1f}",
+    "speed-up": "{:.2f} x",
+    "of limit": "{:.0%}",
+    "cache bytes": "{:,.0f}",
+    "goal": "{:.2f}",
+}
+
+
+@dataclass
+class Row:
+    """One thing measured: all samples, and figures that belong beside them."""
+
+    name: str
+    samples: list[float]
+    unit: str
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def cells(self, columns: Sequence[str]) -> list[str]:
+        values = [median(self.samples), min(self.samples), max(self.samples)]
+        middle, low, high = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in values)
+        extra = [
+            _COLUMNS[key].format(self.extra[key]) if key in self.extra else "" for key in columns
+        ]
+        return [self.name, f"{middle} {self.unit:<4}", f"{low} .. {high}", *extra]
+
+
+@dataclass
+class Section:
+    """Rows that answer one question."""
+
+    name: str
+    title: str
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        columns = [key for key in _COLUMNS if any(key in row.extra for row in self.rows)]
+        table = [["", "median     ", "min .. max", *columns]]
+        table += [row.cells(columns) for row in self.rows]
+        name_width = max(len(row.name) for row in self.rows)
+        lines = [f"{self.name}: {self.title}"]
+        for name, middle, spread, *extra in table:
+            line = f"  {name:<{name_width}}{middle:>13}{spread:>20}"
+            lines.append((line + "".join(f"{cell:>12}" for cell in extra)).rstrip())
+        return "\n".join([*lines, *(f"  ({note})" for note in self.notes)])
+
+
+@dataclass
+class Table:
+    """All that one run measured, and what the figures depend on."""
+
+    about: dict[str, str]
+    rounds: int
+    sections: list[Section]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with every sample."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        about = textwrap.fill(", ".join(f"{key} {value}" for key, value in self.about.items()), 98)
+        how = f"measured in turns, {self.rounds} rounds after a warm-up, unless said otherwise"
+        return "\n\n".join([f"{about}\n{how}", *map(str, self.sections)])
+
+
+# --- who is compared ------------------------------------------------------------------------------
+
+
+@dataclass
+class Entrant:
+    """A model as the sections see it."""
+
+    name: str
+    ready: Callable[[], object]  # to be called before it takes its turn
+    new_cache: Callable[[int, int], Any]  # (rows, positions)
+    next_logits: Callable[[Tensor, Any], Tensor]  # (B, T) tokens and a cache -> (B, V)
+
+
+def minigpt_entrant(model: GPT, numerics: str) -> Entrant:
+    """Our model with one set of numerics; both sets share the model and its weights."""
+
+    def new_cache(batch_size: int, length: int) -> KVCache:
+        blocks = -(-length // KEY_BLOCK)
+        return model.new_cache(batch_size, min(blocks * KEY_BLOCK, model.config.n_positions))
+
+    ready = partial(setattr, model, "numerics", numerics)
+    return Entrant(f"minigpt {numerics}", ready, new_cache, model.next_logits)
+
+
+def transformers_entrant(directory: Path, dtype: torch.dtype, device: torch.device) -> Entrant:
+    """Hugging Face's GPT-2 on the same checkpoint, with its DynamicCache."""
+    from transformers import DynamicCache, GPT2LMHeadModel, logging
+
+    library: Any = logging  # has no types
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    loaded: Any = GPT2LMHeadModel.from_pretrained(directory)
+    model = loaded.to(device, dtype).eval()
+
+    def next_logits(tokens: Tensor, cache: Any) -> Tensor:
+        return model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+
+    return Entrant("transformers", lambda: None, lambda *size: DynamicCache(), next_logits)
+
+
+def entrants(model: GPT, directory: Path) -> list[Entrant]:
+    """Who can run this checkpoint here: minigpt twice, and transformers where it can."""
+    ours = [minigpt_entrant(model, name) for name in NUMERICS]
+    if why_no_transformers(model.config):
+        return ours
+    return [*ours, transformers_entrant(directory, model.dtype, model.device)]
+
+
+def why_no_transformers(config: GPTConfig) -> str | None:
+    """What keeps transformers from running such a model here; None: nothing."""
+    if config.kv_heads != config.n_head:
+        return "transformers' GPT-2 has no grouped heads and cannot load this model"
+    if _version("transformers") is None:
+        return "transformers is not installed: pip install 'minigpt[hf]' to measure it as well"
+    return None
+
+
+@torch.inference_mode()
+def greedy(entrant: Entrant, tokens: Tensor, cache: Any, steps: int) -> Tensor:
+    """Feed (B, T) tokens, then decode: (B, steps) ids."""
+    chosen = []
+    for _ in range(steps):
+        tokens = entrant.next_logits(tokens, cache).argmax(-1, keepdim=True)  # (B, 1)
+        chosen.append(tokens)
+    return torch.cat(chosen, 1)
+
+
+@contextmanager
+def checkpoint(source: str, dtype: torch.dtype | None = None) -> Iterator[Path]:
+    """A directory that minigpt and transformers both load.
+
+    The source is what `GPT.from_pretrained` takes; or "random:" and a preset's name, for a model of
+    that shape with random weights (float32 unless `dtype` says otherwise), deleted afterwards.
+    """
+    preset = source.removeprefix("random:")
+    if preset == source:
+        yield hub.resolve(source)
+        return
+    with TemporaryDirectory(prefix="minigpt-bench-", ignore_cleanup_errors=True) as directory:
+        model = GPT(GPTConfig.preset(preset)).to(dtype or torch.float32)
+        model.save_pretrained(directory)
+        del model
+        yield Path(directory)
+
+
+# --- the sections ---------------------------------------------------------------------------------
+
+
+class Bench:
+    """Speed and memory of a model, beside transformers where that is installed.
+
+    Args:
+        model: in evaluation mode.
+        directory: the checkpoint it came from, which transformers and fresh processes load.
+        rounds: of what takes seconds; what takes longer gets fewer. None: 10, or 2 when quick.
+        quick: as little as shows that everything works.
+        long: up to 500 tokens without the cache, whatever the size of the model.
+
+    Raises:
+        MinigptError: for fewer rounds than one.
+    """
+
+    def __init__(
+        self, model: GPT, directory: Path, rounds: int | None = None, quick: bool = False,
+        long: bool = False,
+    ) -> None:  # fmt: skip
+        self.rounds = (2 if quick else 10) if rounds is None else rounds
+        if self.rounds < 1:
+            raise MinigptError(f"rounds is {self.rounds}, needed at least 1")
+        self.model, self.directory, self.quick = model, directory, quick
+        self.missing = why_no_transformers(model.config)
+        self.entrants = entrants(model, directory)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.bytes = sum(weight.nbytes for weight in model.parameters())
+        limit = model.config.n_positions
+        self.prompt = min(128, limit // 2)
+        self.steps = min(4 if quick else 16, limit - self.prompt)
+        self.prefills = sorted({min(length, limit) for length in (128, 1024)})
+        lengths = [10] if quick else [10, 50, 100, 200]
+        if long or (self.bytes < SMALL and not quick):
+            lengths.append(500)
+        self.lengths = sorted({min(length, limit - self.prompt // 8) for length in lengths})
+        self.buffer = 2**27 if quick else 2**29  # bytes read to find the limit of reading,
+        self.side = 1024 if quick else 3072  # and width of the matrices multiplied for the other
+        self._samples: dict[tuple[str, int], Samples] = {}  # which sections share
+
+    def measure(self, sections: Sequence[str] = SECTIONS) -> Table:
+        """Each section is the method of that name."""
+        return Table(about(self.model), self.rounds, [getattr(self, name)() for name in sections])
+
+    def decode(self) -> Section:
+        rows: list[Row] = []
+        for batch in BATCHES:
+            rows += self._rows(f"batch {batch}", self._contest("decode", batch), self.steps, batch)
+        notes = [self._same_ids(), "limit: reading weights and cache once, as fast as memory goes"]
+        notes.append(self._against("fast 1.40 x, exact 1.30 x at batch 1"))
+        title = f"time of a step, {self.steps} steps after {self.prompt} tokens"
+        return Section("decode", title, rows, notes)
+
+    def prefill(self) -> Section:
+        rows: list[Row] = []
+        for length in self.prefills:
+            samples = self._contest("prefill", length)
+            rows += self._rows(f"{length} tokens", samples, 1, length)
+        notes = [f"limit: as many multiplications in one large {self.dtype} product"]
+        notes.append(self._against("1.50 x for 1024 tokens"))
+        return Section("prefill", "time from prompt to filled cache and last logits", rows, notes)
+
+    def exact(self) -> Section:
+        contests = [("decode", batch, f"decode, batch {batch}") for batch in BATCHES]
+        contests.append(("prefill", self.prefills[-1], f"prefill, {self.prefills[-1]} tokens"))
+        rows = []
+        for kind, size, name in contests:
+            samples, goal = self._contest(kind, size), COSTS.get(self.dtype, {}).get(name)
+            cost = ratios(samples["minigpt exact"], samples["minigpt fast"])
+            rows.append(Row(name, cost, "x", {} if goal is None else {"goal": goal}))
+        return Section("exact", "its time over that of fast (goals: gpt2, two cores)", rows)
+
+    def cache(self) -> Section:
+        self.model.numerics = "exact"
+        prompt = self._tokens(1, self.prompt // 8)[0].tolist()
+
+        def run(use_cache: bool, count: int) -> tuple[list[int], list[float]]:
+            """The tokens, and the seconds until each."""
+            seconds: list[float] = []
+            began = time.perf_counter()
+            text = generate(
+                self.model, prompt, count, use_cache=use_cache, stop_tokens=(),
+                on_token=lambda _: seconds.append(time.perf_counter() - began),
+            )  # fmt: skip
+            return text.tokens, seconds
+
+        runs: dict[str, list[tuple[list[int], list[float]]]] = {"with": [], "without": []}
+        rounds = max(1, self.rounds // 5)
+        for name in runs:  # warm up
+            run(name == "with", 2)
+        for name in turns(runs, rounds, "cache"):
+            runs[name].append(run(name == "with", self.lengths[-1]))
+        rows = []
+        for length in self.lengths:
+            cached, uncached = ([marks[length - 1] for _, marks in runs[name]] for name in runs)
+            held = self.model.cache_spec.bytes_per_token * (len(prompt) + length - 1)
+            extra = {"speed-up": median(ratios(uncached, cached)), "cache bytes": held}
+            rows.append(Row(f"{length} tokens with the cache", cached, "s", extra))
+            rows.append(Row(f"{length} tokens without", uncached, "s"))
+        texts = [text for name in runs for text, _ in runs[name]]
+        same = "the same" if all(text == texts[0] for text in texts) else "NOT the same"
+        title = f"generating after {len(prompt)} tokens, exact numerics, {rounds} rounds"
+        return Section("cache", title, rows, [f"the tokens with and without are {same}"])
+
+    def start(self) -> Section:
+        rounds = 1 if self.quick else max(1, self.rounds // 3)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in _IMPORTS}
+        if self.missing:
+            del runs["transformers"]
+        what = (str(self.directory), self.dtype, str(self.model.device), torch.get_num_threads())
+        for name in turns(runs, rounds + (not self.quick), "start"):  # the first warms the disk up
+            runs[name].append(_fresh(_PROBE.format(_IMPORTS[name], (name, *what))))
+        rows = []
+        for package, found in runs.items():
+            for key in found[0]:
+                samples, unit = [run[key] for run in found[-rounds:]], "s"
+                if "memory" in key:
+                    samples, unit = [taken / self.bytes for taken in samples], "x"
+                goal = START.get(key) if package == "minigpt" else None
+                extra = {} if goal is None else {"goal": goal}
+                rows.append(Row(f"{package:<13}{key}", samples, unit, extra))
+        notes = [
+            "extra: a first pass less a second; minigpt packs weights in it, exact then certifies",
+            "memory: peak less what was in use before loading, over bytes of weights; goals: gpt2",
+        ]
+        return Section("start", f"a fresh process, {rounds} rounds", rows, notes)
+
+    def limits(self) -> Section:
+        probes = {"read": self._reader(), "multiply": self._multiplier()}
+        seconds = interleave(probes, self.rounds, "limits")
+        read = [self.buffer / took / 1e9 for took in seconds["read"]]
+        work = [2 * self.side**3 / took / 1e9 for took in seconds["multiply"]]
+        rows = [Row("memory read", read, "GB/s"), Row(f"{self.dtype} product", work, "GF/s")]
+        notes = [f"a matrix of {self.buffer:,} bytes times a vector; matrices {self.side} square"]
+        return Section("limits", "of this machine, by torch's own kernels", rows, notes)
+
+    def _contest(self, kind: str, size: int) -> Samples:
+        """Seconds of the limit and of every entrant, in the same turns; measured once."""
+        if (kind, size) not in self._samples:
+            prepare: Callable[[Entrant, int], Callable[[], object]] = self._prefill_once
+            limit, scale = self._multiplier(), self._multiplications(size) / self.side**3
+            if kind == "decode":
+                prepare = self._decode_steps
+                limit, scale = self._reader(), self.steps * self._bytes_read(size) / self.buffer
+            rivals = {rival.name: partial(prepare, rival, size) for rival in self.entrants}
+            samples = interleave({"limit": limit, **rivals}, self.rounds, f"{kind} {size}")
+            samples["limit"] = [scale * took for took in samples["limit"]]
+            self._samples[kind, size] = samples
+        return self._samples[kind, size]
+
+    def _decode_steps(self, entrant: Entrant, batch_size: int) -> Callable[[], object]:
+        entrant.ready()
+        cache = entrant.new_cache(batch_size, self.prompt + self.steps)
+        first = greedy(entrant, self._tokens(batch_size, self.prompt), cache, 1)
+        return lambda: greedy(entrant, first, cache, self.steps).tolist()
+
+    def _prefill_once(self, entrant: Entrant, length: int) -> Callable[[], object]:
+        entrant.ready()
+        tokens = self._tokens(1, length)
+        return lambda: greedy(entrant, tokens, entrant.new_cache(1, length), 1).tolist()
+
+    def _bytes_read(self, batch_size: int) -> float:
+        """In a step: every weight but the embeddings that are looked up, and the cache."""
+        looked_up = self.model.wpe.weight.nbytes
+        if not self.model.config.tie_word_embeddings:
+            looked_up += self.model.wte.weight.nbytes
+        positions = batch_size * (self.prompt + self.steps / 2)  # half way through the steps
+        return self.bytes - looked_up + self.model.cache_spec.bytes_per_token * positions
+
+    def _multiplications(self, length: int) -> int:
+        """In a prefill: linear layers, causal attention (scores and mix), one row of logits."""
+        c = self.model.config
+        linear = sum(weight.numel() for weight in self.model.h.parameters() if weight.ndim == 2)
+        attention = c.n_layer * c.n_embd * (length + 1)  # half of all keys, twice
+        return length * (linear + attention) + c.vocab_size * c.n_embd
+
+    def _rows(self, group: str, samples: Samples, steps: int, tokens: int) -> Iterator[Row]:
+        """Milliseconds of each step, which takes `tokens` tokens on."""
+        for name, seconds in samples.items():
+            extra = {"tokens/s": steps * tokens / median(seconds)}
+            if name != "limit":
+                extra["of limit"] = median(ratios(samples["limit"], seconds))
+            if name.startswith("minigpt") and "transformers" in samples:
+                extra["speed-up"] = median(ratios(samples["transformers"], seconds))
+            yield Row(f"{group:<12} {name}", [1000 * took / steps for took in seconds], "ms", extra)
+
+    def _against(self, goal: str) -> str:
+        return self.missing or f"speed-up: over transformers; goal for gpt2, two cores: {goal}"
+
+    def _same_ids(self) -> str:
+        """Does everyone choose the same tokens? In float32, whatever dtype is timed."""
+        rivals, prompts = self.entrants, self._tokens(8, self.prompt)
+        if self.model.dtype != torch.float32:
+            model = GPT.from_pretrained(self.directory, torch.float32, self.model.device)
+            rivals = entrants(model, self.directory)
+        ids = {}
+        for rival in rivals:
+            rival.ready()
+            cache = rival.new_cache(8, self.prompt + self.steps)
+            ids[rival.name] = greedy(rival, prompts, cache, self.steps).tolist()
+        odd = [name for name in ids if ids[name] != ids["minigpt fast"]]
+        verdict = f"OTHERS from {' and '.join(odd)}" if odd else f"the same from {', '.join(ids)}"
+        return f"8 x {self.steps} greedy tokens in float32: {verdict}"
+
+    def _tokens(self, batch_size: int, length: int) -> Tensor:
+        generator, vocab_size = torch.Generator().manual_seed(0), self.model.config.vocab_size
+        tokens = torch.randint(vocab_size, (batch_size, length), generator=generator)
+        return tokens.to(self.model.device)
+
+    def _reader(self) -> Prepare:
+        """Read much memory once: a matrix times a vector, torch's quickest way."""
+        matrix = torch.ones(self.buffer // 2**14, 2**12, device=self.model.device)
+        return lambda: lambda: torch.mv(matrix, matrix[0])[0].item()
+
+    def _multiplier(self) -> Prepare:
+        side = torch.ones(self.side, self.side, dtype=self.model.dtype, device=self.model.device)
+        return lambda: lambda: (side @ side)[0, 0].item()
+
+
+def choose(only: str | None) -> list[str]:
+    """The sections named in "decode,cache"; None: all of them.
+
+    Raises:
+        MinigptError: for a name that is not in `SECTIONS`.
+    """
+    names = list(SECTIONS) if only is None else only.split(",")
+    for name in names:
+        if name not in SECTIONS:
+            known = ", ".join(SECTIONS)
+            raise MinigptError(f"there is no section {name!r} to measure, needed some of {known}")
+    return [name for name in SECTIONS if name in names]
+
+
+# --- this machine, and fresh processes on it ------------------------------------------------------
+
+
+def about(model: GPT) -> dict[str, str]:
+    """What the figures depend on: processor, threads, versions, size of the model."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        cpu = next((value.strip() for key, _, value in lines if "model name" in key), cpu)
+    found: dict[str, Any] = {
+        "CPU": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if model.device.type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(model.device)
+    for name in ("torch", "transformers", "minigpt"):
+        found[name] = _version(name) or "missing"
+    found["parameters"] = f"{sum(weight.numel() for weight in model.parameters()):,}"
+    found["dtype"], found["device"] = str(model.dtype).removeprefix("torch."), model.device
+    return {name: str(value) for name, value in found.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+_IMPORTS = {
+    "minigpt": "from minigpt import GPT",
+    "transformers": "from transformers import DynamicCache, GPT2LMHeadModel",
+}
+_PROBE = """
+import json, time
+times = [time.perf_counter()]
+import torch
+times.append(time.perf_counter())
+{}
+times.append(time.perf_counter())
+found = {{"import torch": times[1] - times[0], "import, after torch": times[2] - times[1]}}
+from minigpt.bench import load_probe
+print(json.dumps(found | load_probe(*{})))
+"""
+
+
+def _fresh(code: str) -> dict[str, float]:
+    """Run code in a new process; its last line is JSON."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MinigptError(f"a fresh process failed ({reason}): leave out the section 'start'")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load_probe(
+    package: str, directory: str, dtype: str, device: str, threads: int
+) -> dict[str, float]:
+    """In a fresh process: seconds and, where known, peak bytes of loading and of first passes."""
+    torch.set_num_threads(threads)
+    number, place = getattr(torch, dtype), torch.device(device)
+    before, began = _memory("VmRSS"), time.perf_counter()
+    if package == "minigpt":
+        model = GPT.from_pretrained(directory, number, place)
+        rivals = [minigpt_entrant(model, name) for name in NUMERICS]
+    else:
+        rivals = [transformers_entrant(Path(directory), number, place)]
+    found = {"load": time.perf_counter() - began}
+    loaded = _memory("VmHWM")
+    tokens = torch.zeros(1, 32, dtype=torch.int64, device=place)
+    for rival, name in zip(rivals, ("first pass, extra", "first exact pass, extra"), strict=False):
+        rival.ready()
+        seconds = []
+        for _ in range(2):  # a prompt, then a single token
+            began = time.perf_counter()
+            greedy(rival, tokens, rival.new_cache(1, 64), 2).tolist()
+            seconds.append(time.perf_counter() - began)
+        found[name] = seconds[0] - seconds[1]
+    if before is not None and loaded is not None:
+        found["memory to load"] = loaded - before
+        found["memory to decode"] = (_memory("VmHWM") or loaded) - before
+    return found
+
+
+def _memory(which: str) -> int | None:
+    """Bytes this process has in memory now (VmRSS) or had at its peak (VmHWM); None: unknown."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which)), None)

@@ -1,0 +1,348 @@
+"""GPT-2, read top to bottom: embeddings, blocks of attention and MLP, logits.
+
+Training, uncached and cached decoding all run this one forward. Attention hands its keys and
+values to a cache (`cache.py`) and reads back everything so far; arithmetic on rows (products,
+norms, attention weights) goes through a set of row operations (`numerics.py`), which decides
+whether a row's bits may depend on its neighbours. Loading and saving are in `weights.py`.
+
+Letters used for shapes here and everywhere:
+    B batch, T new tokens, S cached + new tokens, C model width, H query heads,
+    G key/value heads (G = H in GPT-2), D head width (C / H), V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minigpt import weights
+from minigpt.cache import CacheSpec, KVCache, LayerCache, NoCache
+from minigpt.config import GPTConfig
+from minigpt.errors import MinigptError
+from minigpt.numerics import Packed, RowOps, row_ops
+
+
+class Linear(nn.Module):
+    """y = x W + b. W is (in, out), as in GPT-2's checkpoints: the transpose of nn.Linear's."""
+
+    ops: RowOps
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        self.packed = Packed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight, self.bias, self.packed)  # (..., in) -> (..., out)
+
+
+class Head(nn.Module):
+    """Logits: each hidden state against each token's vector. W is (V, C), as an embedding is."""
+
+    ops: RowOps
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+        self.packed = Packed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight.T, None, self.packed)  # (..., C) -> (..., V)
+
+
+class LayerNorm(nn.Module):
+    """Each row to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016)."""
+
+    ops: RowOps
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd))
+        self.eps = config.layer_norm_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
+
+    With G < H key/value heads, each serves H / G query heads; the cache shrinks by that factor.
+    """
+
+    ops: RowOps
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        kv_width = config.kv_heads * config.head_dim
+        self.widths = (config.n_embd, kv_width, kv_width)  # of the queries, keys and values
+        self.c_attn = Linear(config.n_embd, sum(self.widths))
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.attn_pdrop = config.attn_pdrop
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, cache: LayerCache | NoCache, start: int) -> Tensor:
+        q, k, v = self.c_attn(x).split(self.widths, dim=-1)  # (B, T, H·D), 2 x (B, T, G·D)
+        k, v = cache.append(self.heads(k), self.heads(v))  # (B, G, S, D): everything up to now
+        dropout = self.attn_pdrop if self.training else 0.0
+        y = self.ops.attention(self.heads(q), k, v, start, self.scale, dropout)  # (B, H, T, D)
+        return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # (B, T, C)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, n·D) -> (B, n, T, D)
+
+
+class MLP(nn.Module):
+    """Two linear layers around the activation, on each position alone."""
+
+    ops: RowOps
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, config.inner)
+        self.c_proj = Linear(config.inner, config.n_embd)
+        self.activation = config.activation_function
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.ops.activation(self.c_fc(x), self.activation)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each reads a normalised copy and adds to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = LayerNorm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: LayerCache | NoCache, start: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, start)
+        return x + self.mlp(self.ln_2(x))
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """A table of vectors, not yet drawn: `GPT` draws all weights at once, or loads them."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
+class GPT(nn.Module):
+    """A GPT-2-style language model: (B, T) tokens in, (B, T, V) logits out.
+
+    Args:
+        config: the shape.
+        numerics: "exact" for bits that do not depend on how the work was cut, "fast" for whatever
+            is quickest; None: exact in evaluation mode, fast in training.
+    """
+
+    def __init__(self, config: GPTConfig, numerics: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = embedding(config.vocab_size, config.n_embd)  # tokens
+        self.wpe = embedding(config.n_positions, config.n_embd)  # positions
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config)
+        self.lm_head = Head(config)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.wte.weight  # type: ignore[assignment]
+        self.numerics = numerics
+        if self.wte.weight.device.type != "meta":
+            self.init_weights()
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of every position given.
+
+        With a cache the tokens continue what it holds, it grows by T, and no gradients are
+        recorded: a cache is for inference. If anything fails the cache is as it was.
+
+        Args:
+            tokens: (B, T) int64.
+            cache: from `new_cache`; None computes everything from position 0.
+
+        Returns:
+            (B, T, V), in the dtype of the weights; [:, t] predicts the token after tokens[:, t].
+
+        Raises:
+            MinigptError: for tokens, lengths or a cache that do not fit this model.
+        """
+        with self._reading(tokens, cache):
+            return self.lm_head(self._hidden(tokens, cache))
+
+    def next_logits(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Like `forward`, for the last position only: (B, T) -> (B, V), the head computed once."""
+        with self._reading(tokens, cache):
+            return self.lm_head(self._hidden(tokens, cache)[:, -1])
+
+    def _hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        start = 0 if cache is None else len(cache)
+        layer_caches = [NoCache()] * len(self.h) if cache is None else cache.layers
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        for block, layer_cache in zip(self.h, layer_caches, strict=True):
+            x = block(x, layer_cache, start)
+        return self.ln_f(x)
+
+    @contextmanager
+    def _reading(self, tokens: Tensor, cache: KVCache | None) -> Iterator[None]:
+        """Check the input and claim the positions; the cache moves only if all of it succeeds."""
+        self._check_tokens(tokens)
+        self.ops.check_context(tokens.device)
+        batch_size, count = tokens.shape
+        if cache is None:
+            if count > self.config.n_positions:
+                raise MinigptError(
+                    f"{count} tokens do not fit the context of {self.config.n_positions} "
+                    f"positions: pass at most {self.config.n_positions}"
+                )
+            yield
+        else:
+            with torch.no_grad(), cache.extend(self.cache_spec, batch_size, count):
+                yield
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+            found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise MinigptError(f"tokens are {found}, needed a (B, T) tensor of int64")
+        if tokens.ndim != 2 or tokens.numel() == 0:
+            raise MinigptError(
+                f"tokens have shape {tuple(tokens.shape)}, needed (B, T) with at least one row and "
+                f"one token"
+            )
+        if tokens.device != self.device:
+            raise MinigptError(
+                f"tokens are on {tokens.device} and the model is on {self.device}: "
+                f"move them with tokens.to(model.device)"
+            )
+        low, high = tokens.aminmax()
+        if low < 0 or high >= self.config.vocab_size:
+            raise MinigptError(
+                f"token {int(low) if low < 0 else int(high)} is outside the vocabulary, "
+                f"needed ids from 0 to {self.config.vocab_size - 1}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.wte.weight.dtype
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What a cache must match: layers, heads, dtype, device."""
+        c = self.config
+        return CacheSpec(c.n_layer, c.kv_heads, c.head_dim, self.dtype, self.device)
+
+    def new_cache(
+        self, batch_size: int = 1, max_length: int | None = None, kind: str = "static"
+    ) -> KVCache:
+        """An empty cache for this model, in its dtype and on its device.
+
+        Args:
+            batch_size: B, the rows decoded side by side.
+            max_length: positions to make room for; None: the context length.
+            kind: "static", preallocated.
+
+        Raises:
+            MinigptError: for a length beyond the context, or an unknown kind.
+        """
+        if kind != "static":
+            raise MinigptError(f"cache kind is {kind!r}, needed 'static'")
+        limit = self.config.n_positions
+        max_length = limit if max_length is None else max_length
+        if isinstance(max_length, int) and max_length > limit:
+            raise MinigptError(f"max_length is {max_length}, but this model has {limit} positions")
+        return KVCache(self.cache_spec, batch_size, max_length)
+
+    @property
+    def numerics(self) -> str:
+        """Which row operations the layers use, "fast" or "exact"; see `numerics.py`, `exact.py`.
+
+        Settable at any time; None returns to the default: exact in evaluation, fast in training.
+        """
+        return self.ops.name
+
+    @numerics.setter
+    def numerics(self, name: str | None) -> None:
+        self.ops: RowOps = row_ops(name or ("fast" if self.training else "exact"))
+        self._chosen = name
+        for module in self.modules():
+            module.ops = self.ops  # type: ignore[assignment]
+
+    def train(self, mode: bool = True) -> GPT:
+        """Training mode, or evaluation mode; the default numerics follow."""
+        super().train(mode)
+        if self._chosen is None:
+            self.numerics = None
+        return self
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """GPT-2's initialisation: normal(0, 0.02), the layers that write to the residual stream
+        smaller by sqrt(2 x layers), so that its variance does not grow with depth; biases 0."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(0.0, std / (2 * self.config.n_layer) ** 0.5)
+            elif parameter.ndim == 2:
+                parameter.normal_(0.0, std)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        numerics: str | None = None,
+    ) -> GPT:
+        """A trained model, in evaluation mode, from a directory or a hub name such as "gpt2".
+
+        Weights are memory-mapped: on the CPU, in the file's dtype, nothing is copied.
+
+        Args:
+            source: a directory with `config.json` and safetensors, or a name on the hub.
+            dtype: float32, float16 or bfloat16; None: what the file has.
+            device: where the weights go.
+            numerics: "exact" or "fast"; None: exact in evaluation mode, fast in training.
+
+        Raises:
+            MinigptError: when the checkpoint is missing, damaged or not a GPT-2.
+        """
+        from minigpt import hub
+
+        row_ops(numerics or "exact")  # refuse a wrong name before reading anything
+        config, tensors = weights.load(hub.resolve(source), dtype)
+        with torch.device("meta"):
+            model = cls(config, numerics)
+        model.load_state_dict(
+            {name: tensor.to(device) for name, tensor in tensors.items()},
+            assign=True, strict=False,
+        )  # fmt: skip
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.wte.weight  # type: ignore[assignment]
+        return model.eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, which transformers loads as they are.
+
+        Raises:
+            MinigptError: when the directory cannot be written; an old checkpoint there survives.
+        """
+        tensors = dict(self.state_dict())
+        if self.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        weights.save(directory, self.config, tensors)

@@ -1,0 +1,352 @@
+"""Text to tokens and back: GPT-2's byte-level BPE, with tiktoken doing the merging.
+
+Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`, `merges.txt`) and can train a
+small vocabulary of its own. Where a checkpoint comes from is `hub.py`'s business.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import operator
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from minigpt.errors import MinigptError
+
+# How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+LONGEST_GAP = 900_000  # characters; tiktoken's regex engine panics on 999,999 white spaces in a row
+END_OF_TEXT = "<|endoftext|>"
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+GPT2_VOCAB_SIZE = 50257
+
+
+def _byte_symbols() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte: itself where it shows, else U+0100 and up."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {b: chr(b) for b in shown} | {b: chr(256 + n) for n, b in enumerate(hidden)}
+
+
+SYMBOLS = _byte_symbols()
+BYTES = {symbol: byte for byte, symbol in SYMBOLS.items()}
+
+
+class Tokenizer:
+    """A vocabulary: `encode` text to a list of ids, `decode` ids to text.
+
+    Args:
+        ids: the id of each token that bytes and merges make, *in merge order*: the 256 single
+            bytes, then the result of the first merge, of the second, and so on.
+        specials: the id of each special token, by its text. Merges never make these.
+
+    Attributes:
+        n_vocab: V, one more than the highest id: the rows that a model of it needs.
+        eot_token: the id of `<|endoftext|>`, which separates documents; None if there is none.
+    """
+
+    def __init__(self, ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
+        import tiktoken  # here rather than above, so that `import minigpt` stays cheap
+
+        self._ranks = {token: rank for rank, token in enumerate(ids)}
+        self._specials = dict(specials)
+        # tiktoken takes a token's id for its merge priority. Ours may be anything, so it gets the
+        # priorities and `_ids` translates; specials have no priority and come last.
+        self._ids = [*ids.values(), *specials.values()]
+        self._bytes = {i: token for token, i in ids.items()}
+        self._bytes |= {i: text.encode() for text, i in specials.items()}
+        self.n_vocab: int = max(self._bytes) + 1
+        self.eot_token: int | None = self._specials.get(END_OF_TEXT)
+        self._encoding = tiktoken.Encoding(
+            "minigpt",
+            pat_str=PATTERN,
+            mergeable_ranks=self._ranks,
+            special_tokens={text: len(ids) + n for n, text in enumerate(specials)},
+        )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Tokenizer:
+        """Read the tokenizer of a checkpoint.
+
+        Args:
+            source: a directory, one of `GPT2_NAMES`, or what else `hub.resolve` knows. A directory
+                is read from `vocab.json` and `merges.txt`, else from `tokenizer.json`; with none of
+                them and GPT-2's vocabulary size, it is taken to be GPT-2's own.
+
+        Raises:
+            MinigptError: when there is no such checkpoint, or its files are missing, damaged or
+                disagree.
+        """
+        from minigpt.hub import WEIGHTS_DIR, resolve
+
+        name = str(source).removeprefix("openai-community/")
+        if name not in GPT2_NAMES or Path(source).is_dir():
+            return cls._from_directory(resolve(source))
+        if (WEIGHTS_DIR / name).is_dir():  # downloaded before
+            return cls._from_directory(WEIGHTS_DIR / name)
+        return cls._gpt2()  # without fetching half a gigabyte of weights
+
+    @classmethod
+    def _from_directory(cls, directory: Path) -> Tokenizer:
+        vocab, merges = directory / "vocab.json", directory / "merges.txt"
+        both, config = directory / "tokenizer.json", directory / "config.json"
+        if vocab.is_file() and merges.is_file():
+            lines = _read_text(merges).rstrip("\n").split("\n")
+            header = lines[0].startswith("#version")  # "#" alone may start a merge
+            pairs = [line.split(" ") for line in lines[header:] if line]
+            added = directory / "added_tokens.json"  # specials that a fine-tuned checkpoint gained
+            tokens = _read_json(vocab) | (_read_json(added) if added.is_file() else {})
+            return cls._from_symbols(tokens, pairs, directory)
+        if both.is_file():
+            return cls._from_tokenizer_json(_read_json(both), directory)
+        if config.is_file() and _read_json(config).get("vocab_size") == GPT2_VOCAB_SIZE:
+            return cls._gpt2()
+        raise MinigptError(
+            f"{directory} has no tokenizer: put the vocab.json and merges.txt (or the "
+            f"tokenizer.json) that belong to the weights beside them"
+        )
+
+    @classmethod
+    def _gpt2(cls) -> Tokenizer:
+        import tiktoken
+
+        try:
+            gpt2 = tiktoken.get_encoding("gpt2")  # TIKTOKEN_CACHE_DIR, else a download
+        except (OSError, ValueError) as error:  # no network, or a damaged download
+            raise MinigptError(
+                f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}): get "
+                f"vocab.json and merges.txt from https://huggingface.co/openai-community/gpt2, put "
+                f"them beside the weights and pass that directory"
+            ) from error
+        tokens = (gpt2.decode_single_token_bytes(i) for i in range(gpt2.eot_token))
+        return cls({token: i for i, token in enumerate(tokens)}, {END_OF_TEXT: gpt2.eot_token})
+
+    @classmethod
+    def _from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> Tokenizer:
+        """From the one-file format of the `tokenizers` library."""
+        try:
+            model, added = content["model"], content["added_tokens"]
+            vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
+            merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+            byte_level = content["pre_tokenizer"]["type"] == "ByteLevel"
+        except (KeyError, TypeError):
+            byte_level = False
+        if not byte_level:
+            raise MinigptError(
+                f"the tokenizer.json of {where} is not a byte-level BPE like GPT-2's, and no other "
+                f"kind can be read: use a GPT-2-style checkpoint"
+            )
+        return cls._from_symbols(vocab, merges, where)
+
+    @classmethod
+    def _from_symbols(
+        cls, vocab: dict[str, int], merges: Sequence[Sequence[str]], where: Path | str
+    ) -> Tokenizer:
+        """From the vocabulary and merges as GPT-2 writes them, in printable symbols.
+
+        What neither bytes nor merges make is a special token.
+        """
+        if any(type(i) is not int or i < 0 for i in vocab.values()):
+            raise MinigptError(f"the vocabulary of {where} has ids that are not whole numbers >= 0")
+        if len(set(vocab.values())) < len(vocab):
+            raise MinigptError(f"the vocabulary of {where} gives one id to two tokens")
+        made = dict.fromkeys(sorted(BYTES))  # a set that keeps its order
+        for number, pair in enumerate(merges, start=1):
+            if len(pair) != 2 or not all(part in made for part in pair) or "".join(pair) in made:
+                raise MinigptError(
+                    f"merge {number} of {where} is {' '.join(pair)!r}, needed two tokens that come "
+                    f"earlier and together are new: get merges.txt again"
+                )
+            made["".join(pair)] = None
+        specials = {text: i for text, i in vocab.items() if text not in made}
+        # Special tokens are spelled out: one with the stand-in for a space is a merge gone astray.
+        wrong = [f"no id for {token!r}" for token in made if token not in vocab]
+        wrong += [
+            f"no merge for {text!r}" for text in specials if SYMBOLS[0x20] in text or not text
+        ]
+        if wrong:
+            raise MinigptError(
+                f"the vocabulary and merges of {where} disagree, there is {wrong[0]}: use the "
+                f"vocab.json and merges.txt of one and the same checkpoint"
+            )
+        return cls({bytes(BYTES[s] for s in token): vocab[token] for token in made}, specials)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The tokens of `text`.
+
+        Special tokens written out in the text are read as the characters they are, so that nobody
+        can smuggle one in; `allow_special=True` reads them as special tokens.
+
+        Raises:
+            MinigptError: when `text` is not a str, holds a surrogate (half of a UTF-16 character),
+                or has more than `LONGEST_GAP` white spaces in a row.
+        """
+        _check_text(text)
+        gaps = re.findall(r"\s+", text) if len(text) > LONGEST_GAP else []
+        if any(len(gap) > LONGEST_GAP for gap in gaps):
+            raise MinigptError(f"text has over {LONGEST_GAP} white spaces in a row: cut it there")
+        if allow_special:
+            ranks = self._encoding.encode(text, allowed_special="all", disallowed_special=())
+        else:
+            ranks = self._encoding.encode_ordinary(text)
+        return [self._ids[rank] for rank in ranks]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises as `decode_bytes`."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of `tokens`, exactly: the inverse of `encode`.
+
+        Raises:
+            MinigptError: for a token that is no whole number or has no entry in the vocabulary.
+        """
+        try:
+            return b"".join([self._bytes_of(token) for token in tokens])
+        except TypeError:
+            raise MinigptError(f"tokens is {tokens!r}, needed a list: write [id] for one") from None
+
+    def _bytes_of(self, token: Any) -> bytes:
+        truth = isinstance(token, bool) or str(getattr(token, "dtype", "")).endswith("bool")
+        try:
+            return self._bytes[-1 if truth else operator.index(token)]
+        except (KeyError, TypeError):  # operator.index takes torch's and numpy's whole numbers too
+            raise MinigptError(
+                f"token {token!r} is not in this vocabulary, needed whole numbers from 0 to "
+                f"{self.n_vocab - 1}: decode with the tokenizer that belongs to the model"
+            ) from None
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `vocab.json` and `merges.txt`, as GPT-2 has them, into `directory`."""
+        vocab = {_symbols(token): self._ids[rank] for token, rank in self._ranks.items()}
+        vocab |= self._specials
+        pairs = (_halves(token, self._ranks) for token in self._ranks if len(token) > 1)
+        merges = [f"{_symbols(left)} {_symbols(right)}\n" for left, right in pairs]
+        by_id = dict(sorted(vocab.items(), key=operator.itemgetter(1)))
+        _write_text(Path(directory, "vocab.json"), json.dumps(by_id, ensure_ascii=False))
+        _write_text(Path(directory, "merges.txt"), "#version: 0.2\n" + "".join(merges))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(n_vocab={self.n_vocab}, specials={list(self._specials)})"
+
+
+class StreamDecoder:
+    """Text from tokens that come one by one, never half a character.
+
+    A token may end in the middle of a UTF-8 character; its bytes wait here for the next one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, possibly "". Raises as `Tokenizer.decode_bytes`."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token]))
+
+    def flush(self) -> str:
+        """What is left at the end: "" or U+FFFD. The decoder is then ready for another text."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,)
+) -> Tokenizer:
+    """Learn merges from `texts` (Sennrich et al. 2016): join the commonest pair, and again.
+
+    Ids are laid out as GPT-2's: 256 bytes, then merges, then specials. The same texts give the same
+    tokenizer; few texts may give fewer than `vocab_size` tokens.
+
+    Raises:
+        MinigptError: when the `tokenizers` library is missing, or an argument cannot be used.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MinigptError(
+            "training a tokenizer needs the tokenizers library: pip install 'minigpt[train]'"
+        ) from error
+    if isinstance(texts, str):
+        raise MinigptError("texts is one str, needed several: pass a list of texts")
+    if vocab_size < 256 + len(specials):
+        raise MinigptError(
+            f"vocab_size is {vocab_size}, needed at least {256 + len(specials)}: 256 bytes and "
+            f"{len(specials)} special tokens"
+        )
+    byte_level = tokenizers.pre_tokenizers.ByteLevel  # cuts text by the same pattern as above
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = byte_level(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - len(specials),
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((_check_text(text) for text in texts), trainer)
+    content = json.loads(bpe.to_str())
+    vocab = content["model"]["vocab"]
+    for text in specials:
+        if text in vocab or not text:
+            raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
+        content["added_tokens"].append({"content": text, "id": len(vocab)})
+        vocab[text] = len(vocab)
+    return Tokenizer._from_tokenizer_json(content, "the trained vocabulary")
+
+
+def _symbols(token: bytes) -> str:
+    return "".join(SYMBOLS[byte] for byte in token)
+
+
+def _halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The merge that makes `token`: what its bytes have become just before it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        joined = [left + right for left, right in pairwise(parts)]
+        first = min(range(len(joined)), key=lambda i: ranks.get(joined[i], len(ranks)))
+        parts[first : first + 2] = [joined[first]]
+    return parts[0], parts[1]
+
+
+def _check_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise MinigptError(f"text is a {type(text).__name__}, needed a str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MinigptError(
+            f"text has a lone surrogate {text[error.start]!r} at position {error.start}, needed "
+            f"whole characters: read the text as UTF-8, or replace it"
+        ) from None
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MinigptError(f"{path} cannot be read ({error}): get the file again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise MinigptError(f"{path} is not a JSON object ({error}): get the file again") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` in one step, so that a crash never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Models small enough to make in milliseconds, and what several test files need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt import GPT, GPTConfig
+
+TOY = Path(__file__).parent.parent / "weights" / "toy"
+
+MakeModel = Callable[..., GPT]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """make_model(numerics="exact", n_kv_head=1, ...): a random model in evaluation mode."""
+
+    def make(numerics: str = "fast", dtype: torch.dtype = torch.float32, **changes: object) -> GPT:
+        torch.manual_seed(0)
+        shape = {"vocab_size": 211, "n_positions": 160, "n_embd": 48, "n_layer": 2, "n_head": 3}
+        model = GPT(GPTConfig(**{**shape, **changes}), numerics=numerics)  # type: ignore[arg-type]
+        with torch.no_grad():  # initial weights are tiny: make the layers matter
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 2 and not name.startswith("w"):
+                    parameter.mul_(5)
+                if name.endswith("bias"):
+                    parameter.normal_(0, 0.1)
+        return model.eval().to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> GPT:
+    return make_model()
+
+
+@pytest.fixture
+def exact(make_model: MakeModel) -> GPT:
+    return make_model(numerics="exact")
+
+
+@pytest.fixture
+def text() -> Callable[..., torch.Tensor]:
+    """text(rows, length): random tokens (rows, length) of the small models' vocabulary."""
+
+    def make(rows: int, length: int, seed: int = 0, vocab_size: int = 211) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(vocab_size, (rows, length), generator=generator)
+
+    return make
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """threads(n) sets the number of CPU threads; it is as before when the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,135 @@
+"""The bench: turns are really taken, ratios are of pairs, and every section measures something."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minigpt import GPT, GPTConfig, MinigptError, bench
+from minigpt.cli import main
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads wait for each other where a test machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def table(capsys):
+    """table("--only", ...): what a quick run on the smallest preset wrote as JSON."""
+
+    def run(*arguments: str) -> dict:
+        status = main(["bench", "--model", "random:nano", "--quick", "--json", *arguments])
+        assert status == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def by_name(table: dict) -> dict[str, dict]:
+    return {row["name"]: row for section in table["sections"] for row in section["rows"]}
+
+
+def test_interleave_alternates_and_counts():
+    order: list[str] = []
+    contenders = {name: lambda name=name: lambda: order.append(name) for name in "AB"}
+    samples = bench.interleave(contenders, rounds=3)
+    assert order == ["A", "B"] * 4  # a warm-up, then three rounds
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"A": 3, "B": 3}
+
+
+def test_interleave_does_not_time_the_preparation():
+    def prepare():
+        time.sleep(0.05)
+        return lambda: None
+
+    assert max(bench.interleave({"A": prepare}, rounds=1)["A"]) < 0.05
+
+
+def test_ratios_are_taken_within_each_turn():
+    assert bench.ratios([2.0, 30.0], [1.0, 10.0]) == [2.0, 3.0]  # a slow second turn cancels
+
+
+def test_every_section_measures_something(table):
+    found = table()
+    assert [section["name"] for section in found["sections"]] == list(bench.SECTIONS)
+    for name, row in by_name(found).items():
+        assert row["samples"], name
+        if not name.endswith(("extra", "memory to load")):  # differences
+            assert min(row["samples"]) > 0, name
+
+
+def test_the_three_agree_on_what_they_compute(table):
+    notes = table("--only", "decode")["sections"][0]["notes"]
+    assert any("tokens in float32: the same from minigpt fast, minigpt exact" in n for n in notes)
+
+
+def test_tokens_that_differ_are_reported(tmp_path, monkeypatch):
+    GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
+    wrong = replace(bench.minigpt_entrant(GPT.from_pretrained(tmp_path), "fast"), name="wrong")
+    wrong.next_logits = lambda tokens, cache: torch.zeros(len(tokens), 256)
+    right = bench.entrants
+
+    monkeypatch.setattr(bench, "entrants", lambda *source: [*right(*source)[:2], wrong])
+    found = bench.Bench(GPT.from_pretrained(tmp_path), tmp_path, quick=True).measure(["decode"])
+    assert "OTHERS from wrong" in str(found)
+
+
+def test_cost_of_exact_is_the_ratio_of_paired_samples(table):
+    rows = by_name(table("--only", "decode,exact"))
+    fast = rows["batch 1      minigpt fast"]["samples"]
+    exact = rows["batch 1      minigpt exact"]["samples"]
+    want = [e / f for e, f in zip(exact, fast, strict=True)]
+    assert rows["decode, batch 1"]["samples"] == pytest.approx(want)
+
+
+def test_more_rounds_are_more_samples(table):
+    assert len(by_name(table("--only", "limits", "--rounds", "5"))["memory read"]["samples"]) == 5
+
+
+def test_without_transformers_it_says_how_to_install_it(table, monkeypatch):
+    version = bench._version
+    monkeypatch.setattr(bench, "_version", lambda n: None if n == "transformers" else version(n))
+    found = table("--only", "prefill")
+    assert not any("transformers" in name for name in by_name(found))
+    assert any("pip install 'minigpt[hf]'" in note for note in found["sections"][0]["notes"])
+
+
+def test_grouped_heads_are_measured_without_transformers(tmp_path):
+    GPT(GPTConfig.preset("nano", n_kv_head=1)).save_pretrained(tmp_path)
+    found = bench.Bench(GPT.from_pretrained(tmp_path), tmp_path, quick=True).measure(["prefill"])
+    assert "no grouped heads" in str(found)
+
+
+def test_the_dtype_is_that_of_the_weights(table):
+    found = table("--only", "limits", "--dtype", "bfloat16")
+    assert found["about"]["dtype"] == "bfloat16"
+
+
+def test_the_text_fits_a_terminal(capsys):
+    arguments = ["--only", "decode,prefill,exact,cache,limits", "--threads", "1"]
+    assert main(["bench", "--model", "random:nano", "--quick", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "decode: " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_an_unknown_section_is_refused():
+    with pytest.raises(MinigptError, match="no section 'decoding'.*needed some of decode, prefill"):
+        bench.choose("decoding")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--only", "speed"], ["--rounds", "0"], ["--model", "random:gpt5"]]
+)
+def test_a_mistake_is_one_sentence(arguments, capsys):
+    assert main(["bench", "--model", "random:nano", "--quick", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("minigpt: ")

@@ -1,0 +1,414 @@
+"""The command line: text on stdout, the rest on stderr, one sentence for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import minigpt
+from minigpt import GPT, GPTConfig, Tokenizer, hub, matrix, train
+from minigpt.cli import main
+from minigpt.numerics import FastOps
+from minigpt.sampling import Sampler
+from minigpt.stories import stories
+from minigpt.tokenizer import train_bpe
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A checkpoint with its tokenizer: random weights, a context of 64."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = train_bpe(stories(1, 50), 300)
+    torch.manual_seed(0)
+    shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    GPT(
+        GPTConfig(vocab_size=tokenizer.n_vocab, eos_token_id=tokenizer.eot_token, **shape)
+    ).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """Models this small gain nothing from more; and --threads is undone after each test."""
+    threads(1)
+
+
+@pytest.fixture
+def run(directory, capsys):
+    """run("verify", ...): exit code, stdout and stderr of a command with the small model."""
+
+    def call(command, *arguments):
+        code = main([command, "--model", str(directory), *arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def row_counts_matter(monkeypatch):
+    """Fast numerics that differ for certain: products of fewer than 4 rows are a little larger."""
+    linear = FastOps.linear
+
+    def larger(self, x, weight, bias, packed):
+        y = linear(self, x, weight, bias, packed)
+        return y * (1 + 1e-6) if x.shape[1] < 4 else y
+
+    monkeypatch.setattr(FastOps, "linear", larger)
+
+
+def continued(directory, prompt, count, **settings):
+    """What the library gives: the prompt and its continuation, as text."""
+    model, tokenizer = GPT.from_pretrained(directory), Tokenizer.from_pretrained(directory)
+    result = minigpt.generate(model, tokenizer.encode(prompt), count, **settings)
+    return prompt + tokenizer.decode(result.tokens)
+
+
+class TestGenerate:
+    def test_streams_the_librarys_text(self, run, directory):
+        code, out, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "30", "--seed", "3",
+                           "--top-k", "50", "--top-p", "0.9", "--temperature", "0.7")  # fmt: skip
+        settings = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 3}
+        assert code == 0
+        assert out == continued(directory, PROMPT, 30, **settings) + "\n"
+
+    def test_prints_each_token_as_it_comes(self, directory, monkeypatch):
+        written, choose = [], Sampler.choose
+
+        def spy(self, *arguments):
+            written.append(sys.stdout.getvalue())
+            return choose(self, *arguments)
+
+        monkeypatch.setattr(Sampler, "choose", spy)
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        arguments = ["--prompt", PROMPT, "--max-new-tokens", "20", "--seed", "3"]
+        assert main(["generate", "--model", str(directory), *arguments]) == 0
+        assert written[0] == PROMPT
+        assert len(set(map(len, written))) > 10
+
+    def test_reads_the_prompt_from_standard_input(self, run, directory, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
+        code, out, _ = run("generate", "--temperature", "0", "--max-new-tokens", "8")
+        assert code == 0
+        assert out == continued(directory, "The fox", 8) + "\n"
+
+    def test_starts_an_empty_prompt_from_the_end_of_text_token(self, run, directory):
+        code, out, err = run("generate", "--prompt", "", "--temperature", "0",
+                             "--max-new-tokens", "8")  # fmt: skip
+        assert code == 0
+        assert out == continued(directory, "", 8) + "\n"
+        assert "the prompt is empty" in err
+
+    def test_gives_the_same_text_without_the_cache(self, run):
+        arguments = ("generate", "--prompt", PROMPT, "--max-new-tokens", "40")
+        _, cached, told = run(*arguments)
+        code, uncached, told_without = run(*arguments, "--no-cache")
+        assert code == 0
+        assert cached == uncached
+        assert "(cache 32,768 bytes, exact numerics)" in told
+        assert "(no cache, exact numerics)" in told_without
+
+    def test_tells_the_speed_beside_the_text_and_not_in_it(self, run):
+        _, out, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "5")
+        assert "tokens/s" not in out
+        assert "5 tokens, first after " in err
+        assert "tokens/s" in err
+
+    def test_compares_the_two_ways_in_a_table(self, run, directory):
+        code, out, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "10", "--compare",
+                             "--temperature", "0")  # fmt: skip
+        assert code == 0
+        assert out == continued(directory, PROMPT, 10) + "\n"  # once
+        heading, cached, uncached, same = err.strip().splitlines()
+        assert heading.split() == [
+            "tokens", "seconds", "tokens/s", "speed-up", "cache", "bytes"
+        ]  # fmt: skip
+        assert cached.split()[:3] == ["with", "cache", "10"]
+        assert cached.split()[-1] == "32,768"
+        assert uncached.split()[:2] == ["without", "10"]
+        assert uncached.split()[-2:] == ["1.0x", "0"]
+        assert same == "same tokens: yes"
+
+    def test_says_when_the_context_is_full_and_what_helps(self, run):
+        arguments = ("generate", "--prompt", PROMPT, "--max-new-tokens", "100")
+        _, _, stopped = run(*arguments)
+        code, _, went_on = run(*arguments, "--policy", "reprefill")
+        assert code == 0
+        assert "the context of 64 positions is full; --policy reprefill goes on" in stopped
+        assert "context" not in went_on
+        assert "100 tokens" in went_on
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_runs_in_the_dtype_and_numerics_asked_for(self, run, monkeypatch, dtype):
+        seen, choose = [], Sampler.choose
+        monkeypatch.setattr(
+            Sampler, "choose", lambda self, x, g: seen.append(x.dtype) or choose(self, x, g)
+        )
+        code, _, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "3",
+                           "--dtype", dtype, "--numerics", "fast")  # fmt: skip
+        assert code == 0
+        assert set(map(str, seen)) == {f"torch.{dtype}"}
+        assert "fast numerics" in err
+
+    def test_sets_the_number_of_threads(self, run):
+        run("generate", "--prompt", PROMPT, "--max-new-tokens", "1", "--threads", "2")
+        assert torch.get_num_threads() == 2
+
+    def test_writes_what_the_terminal_can_show(self, directory, monkeypatch):
+        terminal = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
+        arguments = ["--prompt", "Zoë", "--max-new-tokens", "0"]
+        assert main(["generate", "--model", str(directory), *arguments]) == 0
+        assert terminal.getvalue() == b"Zo?\n"
+
+
+class TestAnInterrupt:
+    def test_keeps_what_was_written(self, run, directory, monkeypatch):
+        choose, calls = Sampler.choose, iter(range(100))
+
+        def interrupted(self, *arguments):
+            if next(calls) == 6:
+                raise KeyboardInterrupt
+            return choose(self, *arguments)
+
+        want = continued(directory, PROMPT, 6)
+        monkeypatch.setattr(Sampler, "choose", interrupted)
+        code, out, err = run("generate", "--prompt", PROMPT, "--temperature", "0")
+        assert code == 130
+        assert out == want
+        assert err.strip() == "interrupted"
+
+    def test_ends_a_check_too(self, run, monkeypatch):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(minigpt, "verify", interrupted)
+        assert run("verify")[0] == 130
+
+
+class TestVerify:
+    def test_exits_with_0_when_equal(self, run):
+        code, out, _ = run("verify")
+        assert code == 0
+        assert "logits equal: yes, bit for bit (64 positions, " in out
+
+    def test_exits_with_1_when_not(self, run, row_counts_matter):
+        code, out, _ = run("verify", "--numerics", "fast", "--tokens", "20")
+        assert code == 1
+        assert "logits equal: no, " in out
+        assert "first to differ: h.0.attn.c_attn" in out
+
+    def test_exits_with_1_when_the_model_gives_nan(self, directory, tmp_path, capsys):
+        model = GPT.from_pretrained(directory)
+        with torch.no_grad():
+            model.ln_f.bias.fill_(torch.nan)
+        model.save_pretrained(tmp_path)
+        assert main(["verify", "--model", str(tmp_path)]) == 1
+        assert "cannot say, the model gives NaN at 64 of 64 positions" in capsys.readouterr().out
+
+    def test_checks_the_prompt_given(self, run, directory):
+        count = len(Tokenizer.from_pretrained(directory).encode(PROMPT))
+        _, out, _ = run("verify", "--prompt", PROMPT)
+        assert f" {count} positions" in out
+
+    def test_checks_as_many_tokens_as_asked_for(self, run):
+        assert "33 positions" in run("verify", "--tokens", "33")[1]
+
+    @pytest.mark.parametrize(("numerics", "equal"), [("exact", True), ("fast", False)])
+    def test_writes_json(self, run, row_counts_matter, numerics, equal):
+        code, out, err = run("verify", "--json", "--tokens", "20", "--numerics", numerics)
+        report = json.loads(out)
+        assert code == (0 if equal else 1)
+        assert report["equal"] is equal
+        assert report["positions"] == 20
+        assert err == ""
+
+
+class TestTheMatrix:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        """Two columns and two rows of it."""
+        monkeypatch.setattr(matrix, "COLUMNS", matrix.COLUMNS[:2])
+        rows = ("context full", "ragged rows")
+        monkeypatch.setattr(matrix, "ROWS", {row: matrix.ROWS[row] for row in rows})
+
+    def test_is_printed_with_the_count_of_equal_cells(self, run):
+        code, out, _ = run("verify", "--matrix")
+        assert code == 0
+        assert out.splitlines()[-1] == "4 of 4 cells equal, bit for bit"
+
+    def test_fails_when_a_cell_differs(self, run, row_counts_matter):
+        code, out, _ = run("verify", "--matrix", "--numerics", "fast")
+        assert code == 1
+        assert " differ" in out
+
+    def test_writes_json(self, run):
+        _, out, _ = run("verify", "--matrix", "--json")
+        cells = json.loads(out)
+        assert len(cells) == 4
+        assert cells[0] == {"row": "context full", "column": "toy MHA float32", "cell": "equal"}
+
+
+class TestTrain:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """What `train_toy` was asked to do, without doing it."""
+        calls = []
+
+        def train_toy(directory, config, report):
+            report("step 1")
+            calls.append((directory, config))
+            return train.TrainResult(1.25, 5.5, 3.5, 1.2, 60.0, 1000.0)
+
+        monkeypatch.setattr(train, "train_toy", train_toy)
+        return calls
+
+    def test_passes_the_settings_on_and_tells_the_loss(self, asked, tmp_path, capsys):
+        code = main(["train", "--out", str(tmp_path), "--steps", "7", "--stories", "30",
+                     "--seed", "5"])  # fmt: skip
+        out, err = capsys.readouterr()
+        assert code == 0
+        assert asked == [(tmp_path, train.TrainConfig(steps=7, stories=30, seed=5))]
+        assert "loss 1.250 nats per token (bigram 3.500, unigram 5.500)" in out
+        assert "step 1" in err
+
+    def test_follows_the_recipe_unless_told_otherwise(self, asked):
+        main(["train"])
+        assert asked[0][1] == train.TrainConfig()
+
+
+def test_download_prints_where_the_files_are(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(hub, "download", lambda name, weights_dir: weights_dir / name)
+    assert main(["download", "gpt2", "--weights-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "gpt2")
+
+
+GENERATE = ("generate", "--prompt", "x")
+MISTAKES = [
+    ((*GENERATE, "--model", "./nowhere"), "there is no directory './nowhere'"),
+    ((*GENERATE, "--temperature", "-1"), "temperature is -1.0, needed 0 (greedy) or a positive"),
+    ((*GENERATE, "--temperature", "nan"), "temperature is nan, needed"),
+    ((*GENERATE, "--top-k", "0"), "top_k is 0, needed a whole number of at least 1"),
+    ((*GENERATE, "--top-k", "9999"), "top_k is 9999, but the vocabulary has 300 tokens"),
+    ((*GENERATE, "--top-p", "1.5"), "top_p is 1.5, needed a probability"),
+    ((*GENERATE, "--max-new-tokens", "-1"), "max_new_tokens is -1, needed"),
+    ((*GENERATE, "--seed", "-1"), "seed is -1, needed a whole number"),
+    ((*GENERATE, "--seed", str(2**70)), "seed is 1180591620717411303424, needed"),
+    ((*GENERATE, "--threads", "0"), "--threads is 0, needed 1 to 1024"),
+    ((*GENERATE, "--threads", "99999"), "--threads is 99999, needed 1 to 1024"),
+    ((*GENERATE, "--device", "gpu"), "device 'gpu' cannot be used here: Expected one of cpu, cuda"),
+    ((*GENERATE, "--device", "hpu"), "device 'hpu' cannot be used here: "),
+    ((*GENERATE, "--device", "meta"), "device 'meta' cannot be used here: it holds shapes"),
+    (("generate", "--prompt", "\udcff"), "text has a lone surrogate"),
+    (("generate", "--prompt", "word " * 100), "the prompt has "),
+    (("verify", "--tokens", "-3"), "--tokens is -3, needed a whole number of at least 2"),
+    (("verify", "--tokens", "1"), "the text to verify has 1 tokens, needed 2 to 64"),
+    (("verify", "--tokens", "65"), "the text to verify has 65 tokens, needed 2 to 64"),
+    (("verify", "--prompt", ""), "the text to verify has 0 tokens, needed 2 to 64"),
+    (("verify", "--matrix", "--device", "gpu"), "device 'gpu' cannot be used here"),
+]
+
+
+class TestAMistake:
+    """... costs one sentence and exit code 2, and no traceback."""
+
+    @pytest.fixture
+    def told(self, capsys):
+        """told("generate", ...): the sentence that the command ended with."""
+
+        def call(*arguments):
+            assert main(arguments) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert err.startswith("minigpt: ")
+            assert err.count("\n") == 1
+            return err.removeprefix("minigpt: ")
+
+        return call
+
+    @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES)
+    def test_in_the_arguments(self, told, directory, arguments, sentence):
+        command, *rest = arguments
+        assert told(command, "--model", str(directory), *rest).startswith(sentence)
+
+    def test_in_the_name_of_a_model_when_there_is_no_network(self, told, monkeypatch):
+        def unreachable(pin):
+            raise OSError("no route to host")
+
+        monkeypatch.setattr(hub, "_snapshot", unreachable)
+        sentence = told("generate", "--model", "someone/something", "--prompt", "x")
+        assert sentence.startswith("could not fetch someone/something from the hub (OSError: no")
+
+    def test_in_the_directory_which_has_no_tokenizer(self, told, directory, tmp_path):
+        GPT.from_pretrained(directory).save_pretrained(tmp_path)
+        sentence = told("generate", "--model", str(tmp_path), "--prompt", "x")
+        assert sentence.startswith(f"{tmp_path} has no tokenizer: put the vocab.json")
+
+    def test_in_what_comes_on_standard_input(self, told, directory, monkeypatch):
+        pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", pipe)
+        sentence = told("generate", "--model", str(directory))
+        assert sentence.startswith("standard input is not utf-8 text: ")
+
+    def test_in_what_to_train(self, told, tmp_path):
+        (tmp_path / "file").write_text("")
+        assert told("train", "--steps", "0") == "steps is 0, needed at least 1\n"
+        place = str(tmp_path / "file" / "toy")
+        assert told("train", "--out", place).startswith(f"cannot save in {place} (")
+
+    def test_in_what_to_download(self, told):
+        assert told("download", "gpt5").startswith("there is no model 'gpt5' to download")
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            ((), "the following arguments are required: COMMAND"),
+            (("dream",), "invalid choice: 'dream'"),
+            (("verify", "--numerics", "quick"), "invalid choice: 'quick'"),
+            (("verify", "--prompt", "x", "--tokens", "3"), "not allowed with"),
+            (("generate", "--no-cache", "--compare"), "not allowed with"),
+            (("generate", "--max-new-tokens", "many"), "invalid int value: 'many'"),
+        ],
+    )
+    def test_in_the_syntax_is_told_by_argparse_with_the_same_code(
+        self, capsys, arguments, sentence
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "verify", "bench", "train", "download"])
+def test_every_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: minigpt {command}" in capsys.readouterr().out
+
+
+def test_python_m_minigpt_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "minigpt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"minigpt {minigpt.__version__}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe whose reader has gone is another error there")
+def test_a_reader_that_leaves_early_is_no_error(directory):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed_pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt", "generate", "--model", directory, "--prompt", "x"],
+            stdout=closed_pipe, stderr=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+    assert done.stderr == ""

@@ -1,0 +1,479 @@
+"""Where models come from: local folders, and a hub, here imitated on this machine's own port."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from minigpt import hub, weights
+from minigpt.config import GPTConfig
+from minigpt.errors import MinigptError
+from minigpt.hub import PINNED, Pin, download, resolve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = GPTConfig.preset("nano", n_layer=1)
+
+
+class FakeHub(ThreadingHTTPServer):
+    """What the hub's client asks of the hub: a commit, a list of files, and the files."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, dict[str, bytes]] = {}  # repository -> path -> content
+        self.requests: list[str] = []
+        self.refuse: dict[str, str] = {}  # repository -> the hub's code for the refusal
+        self.cut_after: int | None = None  # bytes after which the next large answer breaks off
+        self.ranges: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.server.requests.append(f"{self.command} {path}")
+        parts = path.strip("/").split("/")
+        is_api = parts[:2] == ["api", "models"]
+        owner, name, kind, *rest = parts[2:] if is_api else parts
+        files = self.server.files.get(f"{owner}/{name}")
+        if files is None:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif f"{owner}/{name}" in self.server.refuse and not is_api:
+            code = self.server.refuse[f"{owner}/{name}"]
+            self.answer(403, b"", {"X-Error-Code": code, "X-Error-Message": "no access"})
+        elif is_api and kind == "revision":
+            siblings = [{"rfilename": file} for file in files]
+            self.answer_json({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings})
+        elif is_api and kind == "tree":
+            tree = [
+                {"type": "file", "path": file, "size": len(data), "oid": _etag(data)}
+                for file, data in files.items()
+            ]
+            self.answer_json(tree)
+        elif kind == "resolve" and "/".join(rest[1:]) in files:
+            self.answer_file(files["/".join(rest[1:])])
+        else:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+
+    def answer_file(self, data: bytes) -> None:
+        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        wanted = self.headers.get("Range")
+        if wanted is None or self.command == "HEAD":
+            self.answer(200, data, headers)
+            return
+        self.server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").split("-")[0])
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self.answer(206, data[start:], headers)
+
+    def answer_json(self, content: object) -> None:
+        self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        cut = self.server.cut_after
+        if cut is not None and len(body) > cut:
+            self.server.cut_after = None
+            body = body[:cut]
+            self.close_connection = True
+        self.wfile.write(body)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    import huggingface_hub.constants
+
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a small model, as a repository on the hub has them."""
+    tensors = {name: torch.randn(shape) for name, shape in weights.expected_shapes(CONFIG).items()}
+    weights.save(tmp_path / "made", CONFIG, tensors)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    return {
+        **files,
+        "vocab.json": b"{}",
+        "merges.txt": b"#version: 0.2\n",
+        "pytorch_model.bin": b"!",
+    }
+
+
+@pytest.fixture
+def published(
+    fake_hub: FakeHub, checkpoint: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> FakeHub:
+    """A hub that has the small model under gpt2's name, pinned as gpt2 is."""
+    fake_hub.files["openai-community/gpt2"] = checkpoint
+    data = checkpoint["model.safetensors"]
+    pin = Pin("openai-community/gpt2", COMMIT, len(data), hashlib.sha256(data).hexdigest())
+    monkeypatch.setitem(PINNED, "gpt2", pin)
+    return fake_hub
+
+
+def nowhere() -> str:
+    """The address of a server that has just gone down."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return f"http://127.0.0.1:{server.server_port}"
+
+
+# --- Names ------------------------------------------------------------------------------------
+
+
+def test_gpt2_is_pinned_to_the_published_file() -> None:
+    assert PINNED["gpt2"] == Pin(
+        "openai-community/gpt2",
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        548_105_171,
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    )
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_a_directory_is_itself(tmp_path: Path, as_type: type) -> None:
+    assert resolve(as_type(tmp_path)) == tmp_path
+
+
+def test_the_home_directory_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+
+    assert resolve("~/mine") == tmp_path / "mine"
+
+
+def test_a_name_is_first_looked_for_among_the_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights/gpt2").mkdir(parents=True)
+
+    assert resolve("gpt2") == Path("weights/gpt2")
+
+
+def test_the_folder_of_checkpoints_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+
+    assert resolve("toy", weights_dir=tmp_path) == tmp_path / "toy"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["./none", "../none", "/none", "~/none", "a/b/c", "a\\b", "weights/none", "", Path("none")],
+)
+def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(
+    fake_hub: FakeHub, path: str | Path
+) -> None:
+    with pytest.raises(MinigptError, match="there is no directory"):
+        resolve(path)
+    assert fake_hub.requests == []
+
+
+def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+
+    with pytest.raises(MinigptError, match="is a file, needed the directory that holds it"):
+        resolve(file)
+
+
+# --- Through the client's cache ---------------------------------------------------------------
+
+
+def test_a_hub_id_is_fetched_and_loads(fake_hub: FakeHub, checkpoint: dict[str, bytes]) -> None:
+    fake_hub.files["someone/model"] = checkpoint
+
+    config, _ = weights.load(resolve("someone/model"))
+
+    assert config == CONFIG
+
+
+def test_a_short_name_stands_for_its_hub_id_and_revision(published: FakeHub) -> None:
+    folder = resolve("gpt2")
+
+    assert (folder.name, weights.load(folder)[0]) == (COMMIT, CONFIG)
+
+
+def test_pickles_are_never_fetched(published: FakeHub) -> None:
+    resolve("gpt2")
+
+    assert not [request for request in published.requests if "pytorch_model.bin" in request]
+
+
+def test_the_cache_answers_for_a_pinned_revision_without_asking(published: FakeHub) -> None:
+    first = resolve("gpt2")
+    published.requests.clear()
+
+    assert (resolve("gpt2"), published.requests) == (first, [])
+
+
+def test_what_is_cached_loads_when_the_hub_is_down(
+    fake_hub: FakeHub, checkpoint: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.files["someone/model"] = checkpoint
+    folder = resolve("someone/model")
+    monkeypatch.setenv("HF_ENDPOINT", nowhere())
+
+    assert resolve("someone/model") == folder
+
+
+def test_a_sharded_model_loads_from_the_cache(fake_hub: FakeHub, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    shapes = weights.expected_shapes(CONFIG)
+    shard = "model-00001-of-00001.safetensors"
+    index = dict.fromkeys(shapes, shard)
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / shard)
+    fake_hub.files["someone/large"] = {
+        "config.json": json.dumps(CONFIG.to_dict()).encode(),
+        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+        shard: (tmp_path / shard).read_bytes(),
+    }
+
+    config, _ = weights.load(resolve("someone/large"))
+
+    assert config == CONFIG
+
+
+def test_a_model_with_pickles_only_says_how_to_convert_it(fake_hub: FakeHub) -> None:
+    fake_hub.files["someone/old"] = {"config.json": b"{}", "pytorch_model.bin": b"!"}
+
+    with pytest.raises(
+        MinigptError, match=r"has no model\.safetensors on the hub.*save_pretrained"
+    ):
+        resolve("someone/old")
+
+
+# --- When the hub does not deliver ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "someone/model"])
+def test_without_a_network_one_sentence_says_what_to_do(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", nowhere())
+
+    with pytest.raises(MinigptError) as caught:
+        resolve(name)
+
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for part in (
+        name,
+        "HF_ENDPOINT",
+        "model.safetensors",
+        str(Path("weights", name.split("/")[-1])),
+    ):
+        assert part in sentence
+
+
+def test_offline_mode_is_named_as_the_reason(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(MinigptError, match="HF_HUB_OFFLINE"):
+        resolve("someone/model")
+
+
+def test_a_model_that_is_not_there_is_named(fake_hub: FakeHub) -> None:
+    with pytest.raises(
+        MinigptError, match=r"could not fetch someone/nothing .*no model of this name"
+    ):
+        resolve("someone/nothing")
+
+
+def test_a_gated_model_says_how_to_get_in(fake_hub: FakeHub, checkpoint: dict[str, bytes]) -> None:
+    fake_hub.files["someone/gated"] = checkpoint
+    fake_hub.refuse["someone/gated"] = "GatedRepo"
+
+    with pytest.raises(MinigptError, match=r"gated: accept its terms .*HF_TOKEN"):
+        resolve("someone/gated")
+
+
+def test_a_name_the_hub_cannot_have_is_refused(fake_hub: FakeHub) -> None:
+    with pytest.raises(MinigptError, match="could not fetch what a name!"):
+        resolve("what a name!")
+
+
+# --- Into the folder of checkpoints -----------------------------------------------------------
+
+
+def test_a_download_is_complete_and_loads(published: FakeHub, tmp_path: Path) -> None:
+    folder = download("gpt2", tmp_path / "weights", endpoint=published.url)
+
+    config, _ = weights.load(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert folder == tmp_path / "weights" / "gpt2"
+    assert (config, names) == (CONFIG, set(hub.FILES))
+
+
+def test_a_download_leaves_nothing_else_behind(published: FakeHub, tmp_path: Path) -> None:
+    download("gpt2", tmp_path / "weights")
+
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["gpt2"]
+
+
+def test_a_downloaded_name_resolves_to_its_folder(published: FakeHub) -> None:
+    folder = download("gpt2")
+
+    assert resolve("gpt2") == folder
+
+
+def test_a_complete_download_asks_nothing(published: FakeHub, tmp_path: Path) -> None:
+    folder = download("gpt2", tmp_path)
+    published.requests.clear()
+
+    assert (download("gpt2", tmp_path), published.requests) == (folder, [])
+
+
+def test_files_placed_by_hand_are_kept_and_the_rest_fetched(
+    published: FakeHub, tmp_path: Path
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "vocab.json").write_text('{"mine": 0}')
+
+    folder = download("gpt2", tmp_path)
+
+    assert (folder / "vocab.json").read_text() == '{"mine": 0}'
+    assert weights.load(folder)[0] == CONFIG
+
+
+def test_other_weights_under_the_name_are_not_overwritten(
+    published: FakeHub, tmp_path: Path
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "model.safetensors").write_bytes(b"fine-tuned for a week")
+
+    with pytest.raises(MinigptError, match="is not the published one"):
+        download("gpt2", tmp_path)
+    assert (tmp_path / "gpt2" / "model.safetensors").read_bytes() == b"fine-tuned for a week"
+
+
+@pytest.mark.parametrize("wrong", [{"sha256": "0" * 64}, {"size": 12}])
+def test_a_wrong_file_is_refused_and_deleted(
+    published: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]
+) -> None:
+    monkeypatch.setitem(PINNED, "gpt2", dataclasses.replace(PINNED["gpt2"], **wrong))
+
+    with pytest.raises(MinigptError, match="arrived wrong and was deleted"):
+        download("gpt2", tmp_path / "weights")
+
+    assert not list((tmp_path / "weights").rglob("model.safetensors"))
+
+
+def test_a_wrong_file_is_fetched_anew(
+    published: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = published.files["openai-community/gpt2"]["model.safetensors"]
+    wrong = bytes([right[0]]) + right[1:-1] + bytes([right[-1] ^ 1])
+    published.files["openai-community/gpt2"]["model.safetensors"] = wrong
+    with pytest.raises(MinigptError, match="sha256"):
+        download("gpt2", tmp_path)
+    published.files["openai-community/gpt2"]["model.safetensors"] = right
+
+    folder = download("gpt2", tmp_path)
+
+    assert weights.load(folder)[0] == CONFIG
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(
+    published: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    published.cut_after = 100_000
+
+    folder = download("gpt2", tmp_path)
+
+    assert weights.load(folder)[0] == CONFIG
+    assert published.ranges == ["bytes=100000-"]
+
+
+def test_a_partial_download_does_not_load(published: FakeHub, tmp_path: Path) -> None:
+    weightless = dict(published.files["openai-community/gpt2"])
+    del weightless["model.safetensors"]
+    published.files["openai-community/gpt2"] = weightless
+
+    with pytest.raises(MinigptError, match="could not fetch"):
+        download("gpt2", tmp_path)
+
+    assert not (tmp_path / "gpt2").exists()
+
+
+def test_an_interrupted_download_keeps_what_it_finished(published: FakeHub, tmp_path: Path) -> None:
+    files = published.files["openai-community/gpt2"]
+    data = files.pop("model.safetensors")
+    with pytest.raises(MinigptError):
+        download("gpt2", tmp_path)
+    files["model.safetensors"] = data
+    published.requests.clear()
+
+    download("gpt2", tmp_path)
+
+    assert [r.rpartition("/")[2] for r in published.requests if r.startswith("GET /openai")] == [
+        "model.safetensors"
+    ]
+
+
+def test_a_download_without_a_network_says_how_to_place_the_files(tmp_path: Path) -> None:
+    with pytest.raises(MinigptError) as caught:
+        download("gpt2", tmp_path, endpoint=nowhere())
+
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert (
+        f"place config.json, vocab.json, merges.txt, model.safetensors in {tmp_path / 'gpt2'}"
+        in sentence
+    )
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(MinigptError, match="needed one of gpt2, gpt2-medium"):
+        download("gpt5", tmp_path)
