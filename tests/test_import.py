@@ -7,8 +7,8 @@ import sys
 
 import minigpt
 
-HEAVY = ("transformers", "tokenizers", "matplotlib", "huggingface_hub", "tiktoken", "tqdm", "psutil",
-         "torch._dynamo", "torch._inductor")  # fmt: skip
+HEAVY = ("transformers", "tokenizers", "matplotlib", "huggingface_hub", "tiktoken", "tqdm",
+         "psutil", "torch._dynamo", "torch._inductor")  # fmt: skip
 
 
 def test_import_brings_in_nothing_heavy():

@@ -121,9 +121,11 @@ def test_weight_decay_is_for_matrices_only(monkeypatch):
     assert sum(len(group["params"]) for group in seen) == len(list(tiny().parameters()))
 
 
-def test_an_end_of_text_token_stands_before_each_text(tmp_path):
+def test_an_end_of_text_token_stands_before_each_text():
     tokenizer = train_bpe(["ab"], 257)
-    assert tokenize(tokenizer, ["ab", "c"]).tolist() == [256, 97, 98, 256, 99]
+    a, b, c = (tokenizer.encode(letter) for letter in "abc")
+    end = [tokenizer.eot_token]
+    assert tokenize(tokenizer, ["ab", "c"]).tolist() == end + a + b + end + c
 
 
 def test_windows_reach_from_the_first_token_to_the_last():
