@@ -26,6 +26,7 @@ from minigpt.numerics import NUMERICS
 from minigpt.tokenizer import StreamDecoder, Tokenizer
 
 MOST_THREADS = 1024
+SMALL = 10_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -140,13 +141,18 @@ def _model_options(command: argparse.ArgumentParser, model: str = "weights/toy")
     command.add_argument("--numerics", choices=NUMERICS, default="exact", help="(default exact)")
     command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
     command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default all; 1 for small models)"
+    )
 
 
 def load(options: argparse.Namespace) -> GPT:
     """The model that --model, --dtype, --device and --numerics name."""
     dtype = DTYPES[options.dtype] if options.dtype else None
-    return GPT.from_pretrained(options.model, dtype, _device(options.device), options.numerics)
+    model = GPT.from_pretrained(options.model, dtype, _device(options.device), options.numerics)
+    if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL:
+        torch.set_num_threads(1)  # its products are over before a second thread has begun
+    return model
 
 
 def _device(name: str) -> torch.device:
