@@ -4,7 +4,7 @@
 PYTHON ?= python3
 MODEL ?= weights/toy
 PROMPT ?= Once upon a time
-SEED ?= 7
+SEED ?= 12
 TORCH_INDEX ?=
 ARGS ?=
 

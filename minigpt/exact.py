@@ -259,8 +259,13 @@ def attention_scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def attention_mix(weights: Tensor, v: Tensor) -> Tensor:
-    """(N, R·M, S) weights, (N, S, D) values -> (N, R·M, D)."""
-    return torch.bmm(weights, v)
+    """(N, R·M, S) weights, (N, S, D) values -> (N, R·M, D).
+
+    One product alone is split between threads within its sums; two or more are shared out whole.
+    """
+    if weights.shape[0] > 1:
+        return torch.bmm(weights, v)
+    return torch.bmm(weights.expand(2, -1, -1), v.expand(2, -1, -1))[:1]
 
 
 class _WithLinearGradient(torch.autograd.Function):

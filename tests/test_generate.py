@@ -81,7 +81,7 @@ class TestWithAndWithoutTheCache:
 
     def test_greedy(self, make_model, logits_seen):
         model = make_model(numerics="exact", n_positions=512)
-        self.equal(model, logits_seen, [3, 1, 4], 400)
+        self.equal(model, logits_seen, [10], 400)
 
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_sampled(self, make_model, logits_seen, seed):

@@ -128,6 +128,13 @@ def test_a_changed_greedy_choice_is_counted():
     assert check.max_difference == 1.5
 
 
+def test_one_unequal_position_in_a_million_is_not_equal():
+    check = Check("by hand", compared=10**6, unequal=1)
+    assert check.equal is False
+    check.unequal = 0
+    assert check.equal is True
+
+
 def test_the_median_distance_is_over_all_unequal_logits():
     check = Check("by hand")
     one = torch.tensor(1.0)
