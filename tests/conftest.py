@@ -17,6 +17,11 @@ MakeModel = Callable[..., GPT]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """CI asks that GPT-2's vocabulary is there, so that none of its tests is skipped."""
+    if os.environ.get("MINIGPT_REQUIRE_VOCAB"):
+        for variable in ("TIKTOKEN_CACHE_DIR", "MINIGPT_GPT2_VOCAB"):
+            if not Path(os.environ.get(variable, "-")).is_dir():
+                raise pytest.UsageError(f"{variable} is no directory, needed GPT-2's vocabulary")
     torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
