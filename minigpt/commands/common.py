@@ -1,0 +1,67 @@
+"""What several commands share: choosing a model and a device, and talking on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from minigpt.errors import MinigptError
+from minigpt.model import GPT
+from minigpt.numerics import NUMERICS
+
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Subcommands = object
+
+SMALL = 10_000_000  # parameters
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_options(command: argparse.ArgumentParser, model: str = "weights/toy") -> None:
+    command.add_argument(
+        "--model", default=model, metavar="SOURCE",
+        help=f"directory, or a name such as gpt2 (default {model})",
+    )  # fmt: skip
+    command.add_argument("--numerics", choices=NUMERICS, default="exact", help="(default exact)")
+    command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default all; 1 for small models)"
+    )
+
+
+def load(options: argparse.Namespace) -> GPT:
+    """The model that --model, --dtype, --device and --numerics name."""
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    model = GPT.from_pretrained(
+        options.model, dtype, device_named(options.device), options.numerics
+    )
+    if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL:
+        torch.set_num_threads(1)  # its products are over before a second thread has begun
+    return model
+
+
+def device_named(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds shapes without numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # by device, what torch raises
+        reason = str(error).splitlines()[0]
+        raise MinigptError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def status(line: str) -> None:
+    """A line that the next one overwrites; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
