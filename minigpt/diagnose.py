@@ -8,7 +8,7 @@ different; calling it again, with one thing varied at a time, shows what made th
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,9 +87,9 @@ class Recorder(RowOps):
         return self._call("linear", x, weight, bias, packed)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        return self._call("attention", q, k, v, start, scale, dropout)
+        return self._call("attention", q, k, v, starts, scale, dropout)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return self._call("activation", x, name)

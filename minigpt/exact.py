@@ -34,7 +34,7 @@ Training may use these operations as well: the forward is this, the gradients ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -104,27 +104,36 @@ class ExactOps(RowOps):
         return y.view(*x.shape[:-1], -1)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
         B, H, T, D = q.shape
-        G, end, place = k.shape[1], start + T, Place.of(q)
-        starts = range(start - start % KEY_BLOCK, end, KEY_BLOCK)  # of the key blocks of queries
-        shapes = [AttentionShape(B, G, H // G, s + KEY_BLOCK, D, place) for s in starts]
-        if B > 1 and not all(map(attention_sizes, shapes)):  # the reference is one sequence alone
-            one_by_one = zip(q.split(1), k.split(1), v.split(1), strict=True)
-            return torch.cat([self.attention(*one, start, scale, dropout) for one in one_by_one])
-        missing = starts[-1] + KEY_BLOCK - k.shape[2]
+        G, start, place = k.shape[1], max(starts), Place.of(q)
+        end = start + T
+        firsts = range(start - start % KEY_BLOCK, end, KEY_BLOCK)  # of the key blocks of queries
+        shapes = [AttentionShape(B, G, H // G, s + KEY_BLOCK, D, place) for s in firsts]
+        # Rows go together if all their queries meet the same key blocks, each with a mask of its
+        # own; and if a batch of that size is certified, for the reference is one sequence alone.
+        ragged = min(starts) < start
+        if (ragged and (T > 1 or min(starts) < firsts[0])) or (
+            B > 1 and not all(map(attention_sizes, shapes))
+        ):
+            rows = zip(q.split(1), k.split(1), v.split(1), starts, strict=True)
+            return torch.cat(
+                [self.attention(*qkv, (its,), scale, dropout) for *qkv, its in rows]  # type: ignore[call-arg]
+            )
+        missing = firsts[-1] + KEY_BLOCK - k.shape[2]
         if missing > 0:  # no room was left to read in whole blocks
             k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
         k, v = k.flatten(0, 1), v.flatten(0, 1)  # (N, S, D), with N = B·G
         q = (q * scale).reshape(B * G, H // G, T, D)  # (N, R, T, D), with R = H / G
         blocks = []
-        for first, shape in zip(starts, shapes, strict=True):
+        for first, shape in zip(firsts, shapes, strict=True):
             low, high = max(start, first), min(end, first + KEY_BLOCK)
             queries = q if high - low == T else q[:, :, low - start : high - start]
             seen = slice(0, first + KEY_BLOCK)
+            lows = [s - first for s in starts] if ragged else [low - first]
             sizes = attention_sizes(shape)
-            blocks.append(_attend(queries, k[:, seen], v[:, seen], low - first, sizes, dropout))
+            blocks.append(_attend(queries, k[:, seen], v[:, seen], lows, sizes, dropout))
         y = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # (N, R, T, D)
         return y.reshape(B, H, T, D)
 
@@ -160,18 +169,23 @@ def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, low: int, sizes: tuple[int, ...], dropout: float
+    q: Tensor, k: Tensor, v: Tensor, lows: list[int], sizes: tuple[int, ...], dropout: float
 ) -> Tensor:
-    """Attention of queries that lie in the last key block, from `low` positions into it.
+    """Attention of queries that lie in the last key block.
 
-    (N, R, T, D) queries, (N, S, D) keys and values -> (N, R, T, D).
+    (N, R, T, D) queries, (N, S, D) keys and values -> (N, R, T, D). `lows` says how far into the
+    block the first query is: one number for all, or one for each sequence, of a single query then.
     """
     N, R, T, D = q.shape
     done, offset = [], 0
     for take, size in plan(T, sizes):
-        first = low + offset
+        first = lows[0] + offset
         scores = attention_scores(_padded(q[:, :, offset : offset + take], size, 2), k)
-        if take > 1:
+        if len(lows) > 1:
+            hidden = _future(q.device)[lows][:, None]  # (B, 1, KEY_BLOCK)
+            by_row = scores.view(len(lows), -1, scores.shape[-1])  # (B, G·R·size, S)
+            by_row[..., -KEY_BLOCK:].masked_fill_(hidden, -torch.inf)
+        elif take > 1:
             hidden = _future(q.device)[first : first + size]  # (size, KEY_BLOCK)
             scores.view(N, R, size, -1)[..., -KEY_BLOCK:].masked_fill_(hidden, -torch.inf)
         elif first < KEY_BLOCK - 1:

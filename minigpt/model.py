@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minigpt import weights
 from minigpt.cache import CacheSpec, KVCache, LayerCache, NoCache
+from minigpt.cache_kinds import make_cache
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.numerics import Packed, RowOps, row_ops
@@ -91,11 +92,11 @@ class Attention(nn.Module):
         self.attn_pdrop = config.attn_pdrop
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, cache: LayerCache | NoCache, start: int) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
         q, k, v = self.c_attn(x).split(self.widths, dim=-1)  # (B, T, H·D), 2 x (B, T, G·D)
-        k, v = cache.append(self.heads(k), self.heads(v))  # (B, G, S, D): everything up to now
+        k, v, starts = cache.append(self.heads(k), self.heads(v))  # (B, G, S, D): all up to now
         dropout = self.attn_pdrop if self.training else 0.0
-        y = self.ops.attention(self.heads(q), k, v, start, self.scale, dropout)  # (B, H, T, D)
+        y = self.ops.attention(self.heads(q), k, v, starts, self.scale, dropout)  # (B, H, T, D)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # (B, T, C)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -128,8 +129,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | NoCache, start: int) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, start)
+    def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -187,12 +188,13 @@ class GPT(nn.Module):
             return self.lm_head(self._hidden(tokens, cache)[:, -1])
 
     def _hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        start = 0 if cache is None else len(cache)
         layer_caches = [NoCache()] * len(self.h) if cache is None else cache.layers
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        if cache is not None:  # rows may be of different lengths
+            positions = torch.tensor(cache.lengths, device=tokens.device)[:, None] + positions
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         for block, layer_cache in zip(self.h, layer_caches, strict=True):
-            x = block(x, layer_cache, start)
+            x = block(x, layer_cache)
         return self.ln_f(x)
 
     @contextmanager
@@ -209,7 +211,7 @@ class GPT(nn.Module):
                 )
             yield
         else:
-            with torch.no_grad(), cache.extend(self.cache_spec, batch_size, count):
+            with torch.no_grad(), cache.extend(self.cache_spec, batch_size, count, tokens):
                 yield
 
     def _check_tokens(self, tokens: Tensor) -> None:
@@ -248,25 +250,31 @@ class GPT(nn.Module):
         return CacheSpec(c.n_layer, c.kv_heads, c.head_dim, self.dtype, self.device)
 
     def new_cache(
-        self, batch_size: int = 1, max_length: int | None = None, kind: str = "static"
+        self,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        kind: str = "static",
+        **settings: int,
     ) -> KVCache:
         """An empty cache for this model, in its dtype and on its device.
 
         Args:
             batch_size: B, the rows decoded side by side.
             max_length: positions to make room for; None: the context length.
-            kind: "static", preallocated.
+            kind: "static" (preallocated), "growing", "paged", or with less memory and other logits
+                "quantized", "window"; see `cache_kinds.py`.
+            settings: of the kind: `page` for paged, `window` and `sinks` for window.
 
         Raises:
-            MinigptError: for a length beyond the context, or an unknown kind.
+            MinigptError: for a length beyond the context, an unknown kind or setting.
         """
-        if kind != "static":
-            raise MinigptError(f"cache kind is {kind!r}, needed 'static'")
         limit = self.config.n_positions
         max_length = limit if max_length is None else max_length
         if isinstance(max_length, int) and max_length > limit:
             raise MinigptError(f"max_length is {max_length}, but this model has {limit} positions")
-        return KVCache(self.cache_spec, batch_size, max_length)
+        cache = make_cache(kind, self.cache_spec, batch_size, max_length, **settings)
+        cache.model = self
+        return cache
 
     @property
     def numerics(self) -> str:

@@ -9,7 +9,7 @@ methods and do not know which set they run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,14 +35,14 @@ class RowOps(ABC):
 
     @abstractmethod
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        """Causal attention of T queries at positions start, start + 1, ...
+        """Causal attention: query t of row b sees the keys up to number starts[b] + t.
 
         Args:
             q: (B, H, T, D).
-            k, v: (B, G, S', D) with S' >= start + T; what lies beyond a query's own position is
-                never seen by it.
+            k, v: (B, G, S', D), each row's S' at least its start + T.
+            starts: for each row, the keys that come before those of the T new positions.
             scale: multiplies the scores.
             dropout: probability of dropping an attention weight.
 
@@ -94,16 +94,19 @@ class FastOps(RowOps):
         return plain_linear(x, weight, bias)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        T, S = q.shape[2], start + q.shape[2]
+        T, start = q.shape[2], max(starts)
+        S = start + T
         k, v = k[:, :, :S], v[:, :, :S]
-        # The new queries are the last T of S positions: query t sees keys up to start + t.
         mask = None
-        if start > 0 and T > 1:
+        if min(starts) < start:  # a row each: (B, 1, T, S)
+            last = torch.tensor(starts, device=q.device)[:, None] + torch.arange(T, device=q.device)
+            mask = torch.arange(S, device=q.device) <= last[:, None, :, None]
+        elif start > 0 and T > 1:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril_(start)
         return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=start == 0 and T > 1, scale=scale,
+            q, k, v, mask, dropout, is_causal=mask is None and T > 1, scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
 

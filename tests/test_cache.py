@@ -1,4 +1,4 @@
-"""The cache: length, room, surgery, errors; and nothing half-written, ever."""
+"""Every kind of cache: length, room, surgery, errors; and nothing half-written, ever."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import pytest
 import torch
 
 from minigpt import KVCache, MinigptError
+from minigpt.cache_kinds import KINDS, LOSSLESS
+
+
+@pytest.fixture(params=LOSSLESS)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture
-def filled(exact, text):
+def filled(exact, text, kind):
     """A cache of 20 positions, and the tokens in it."""
-    tokens, cache = text(1, 20), exact.new_cache()
+    tokens, cache = text(1, 20), exact.new_cache(kind=kind)
     exact(tokens, cache=cache)
     return cache, tokens
 
 
-def test_length_counts_the_positions_held(exact, text):
-    cache = exact.new_cache()
+def contents(cache):
+    """All keys and values held, by layer."""
+    return [tensor.clone() for i in range(len(cache.layers)) for tensor in cache.layer(i)]
+
+
+def same(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_length_counts_the_positions_held(exact, text, kind):
+    cache = exact.new_cache(kind=kind)
     assert len(cache) == 0
     exact(text(1, 5), cache=cache)
     exact(text(1, 1), cache=cache)
@@ -43,11 +58,35 @@ def test_a_layers_keys_and_values_can_be_looked_at(filled):
     keys, values = cache.layer(1)
     assert keys.shape == values.shape == (1, 3, 20, 16)
     assert keys.abs().sum() > 0
-    assert keys.data_ptr() == cache.layers[1].keys.data_ptr()  # a view, not a copy
 
 
-def test_its_repr_says_what_it_holds_and_costs(filled):
-    text = repr(filled[0])
+def test_a_static_caches_layer_is_a_view(exact, text):
+    cache = exact.new_cache()
+    keys, values = cache.layer(1)
+    assert keys.untyped_storage().data_ptr() == cache._data.untyped_storage().data_ptr()
+    assert values.untyped_storage().data_ptr() == cache._data.untyped_storage().data_ptr()
+
+
+def test_every_kind_holds_the_same_keys_and_values(exact, text):
+    caches = [exact.new_cache(2, kind=kind) for kind in LOSSLESS]
+    for cache in caches:
+        exact(text(2, 40), cache=cache)
+        cache.truncate([40, 21])
+    assert contents(caches[0])[0][1, :, 20].any()
+    assert not contents(caches[0])[0][1, :, 21:].any()
+    assert all(same(contents(caches[0]), contents(cache)) for cache in caches[1:])
+
+
+def test_it_remembers_its_tokens(filled, exact, text):
+    cache, tokens = filled
+    cache.truncate(15)
+    assert cache.fork().tokens == [tokens[0, :15].tolist()]
+
+
+def test_its_repr_says_what_it_holds_and_costs(exact, text):
+    cache = exact.new_cache()
+    exact(text(1, 20), cache=cache)
+    text = repr(cache)
     for part in ("20 of 160 positions", "2 layers", "3 heads", "16 channels", "float32",
                  "768 bytes per token", "122,880 bytes allocated"):  # fmt: skip
         assert part in text
@@ -56,8 +95,9 @@ def test_its_repr_says_what_it_holds_and_costs(filled):
 def test_appending_one_layer_by_hand_does_not_move_the_length(exact):
     cache = exact.new_cache()
     k = torch.randn(1, 3, 4, 16)
-    keys, _ = cache.layers[0].append(k, k)
+    keys, _, before = cache.layers[0].append(k, k)
     assert torch.equal(keys[:, :, :4], k)
+    assert list(before) == [0]
     assert len(cache) == 0
 
 
@@ -106,14 +146,14 @@ def test_numbers_left_behind_by_a_broken_text_do_not_leak(exact, text):
 
 class TestNothingIsWrittenWhen:
     def refused(self, model, cache, tokens, sentence):
-        before, length = cache._data.clone(), len(cache)
+        before, length = contents(cache), len(cache)
         with pytest.raises(MinigptError, match=sentence):
             model(tokens, cache=cache)
         assert len(cache) == length
-        assert torch.equal(cache._data, before)
+        assert same(contents(cache), before)
 
-    def test_there_is_no_room(self, exact, text):
-        cache = exact.new_cache(max_length=24)
+    def test_there_is_no_room(self, exact, text, kind):
+        cache = exact.new_cache(max_length=24, kind=kind)
         exact(text(1, 20), cache=cache)
         self.refused(exact, cache, text(1, 5), "holds 20 of 24 positions and cannot take 5 more")
 
@@ -134,7 +174,7 @@ class TestNothingIsWrittenWhen:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_the_pass_is_interrupted_between_layers(self, exact, filled, text, layer, error):
         cache, tokens = filled
-        before = cache._data.clone()
+        before = contents(cache)
         more = text(1, 6, seed=3)
 
         def interrupt(*_):
@@ -145,7 +185,7 @@ class TestNothingIsWrittenWhen:
             exact(more, cache=cache)
         hook.remove()
         assert len(cache) == 20
-        assert torch.equal(cache._data, before)
+        assert same(contents(cache), before)
         want = exact(torch.cat([tokens, more], 1))[:, 20:]
         assert torch.equal(exact(more, cache=cache), want)
 
@@ -169,8 +209,14 @@ class TestNothingIsWrittenWhen:
         ({"max_length": 0}, "max_length is 0, needed"),
         ({"max_length": 161}, "max_length is 161, but this model has 160 positions"),
         ({"max_length": 2.5}, "max_length is 2.5, needed"),
-        ({"kind": "magic"}, "cache kind is 'magic', needed"),
+        ({"kind": "magic"}, "cache kind is 'magic', needed one of static, growing, paged"),
+        ({"kind": "paged", "page": 24}, "page is 24, needed a divisor of 128"),
+        ({"kind": "window", "window": 0}, "window is 0, needed"),
+        ({"kind": "window", "sinks": -1}, "sinks is -1, needed"),
+        ({"kind": "static", "window": 3}, "a static cache has no setting 'window'"),
+        ({"kind": "window", "page": 3}, "has no setting 'page': it has window, sinks"),
         ({"batch_size": 10**12}, "needs 122,880,000,000,000,000 bytes"),
+        ({"batch_size": 10**7}, "needs 1,228,800,000,000 bytes, which cpu does not have"),
     ],
 )
 def test_a_cache_that_makes_no_sense_is_refused(exact, arguments, sentence):
@@ -178,10 +224,13 @@ def test_a_cache_that_makes_no_sense_is_refused(exact, arguments, sentence):
         exact.new_cache(**arguments)
 
 
-def test_a_cache_made_in_inference_mode_works_outside_of_it_and_the_other_way_round(exact, text):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_made_in_inference_mode_works_outside_of_it_and_the_other_way_round(
+    exact, text, kind
+):
     tokens = text(1, 10)
     with torch.inference_mode():
-        inside = exact.new_cache()
+        inside = exact.new_cache(kind=kind)
         exact(tokens[:, :5], cache=inside)
     outside = inside.fork()
     got = exact(tokens[:, 5:], cache=inside)
