@@ -209,10 +209,10 @@ class Sampler:
         Drawn on the CPU in float32, from `generator`, so that a seed means the same everywhere.
         Greedy draws nothing. Arguments and errors as `distribution`.
         """
-        probabilities = self.distribution(logits, history)
+        logits = self._prefer(logits, history)
         if self.temperature == 0:
-            return int(probabilities.argmax())
-        return int(torch.multinomial(probabilities, 1, generator=generator))
+            return int(logits.argmax())
+        return int(torch.multinomial(self._filter(logits).softmax(-1), 1, generator=generator))
 
     def distribution(self, logits: Tensor, history: Sequence[int] = ()) -> Tensor:
         """The probabilities that `choose` draws from: (V,) -> (V,), float32 on the CPU.
@@ -227,37 +227,41 @@ class Sampler:
             MinigptError: when the logits hold NaN or nothing but infinities, before or after the
                 settings; and for settings or a history that do not fit the vocabulary.
         """
+        logits = self._prefer(logits, history)
+        if self.temperature == 0:
+            return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
+        return self._filter(logits).softmax(-1)
+
+    def _prefer(self, logits: Tensor, history: Sequence[int]) -> Tensor:
+        """What greedy honours as well, the bias and the penalties: (V,) -> (V,)."""
         self.check(len(logits))
         logits = _numbers(logits)
-        logits = self._prefer(logits, history)
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        if not self.logit_bias and penalties == (1, 0, 0):
+            return logits
+        logits = add_bias(logits, self.logit_bias)
+        counts = count_tokens(history, len(logits))
+        logits = penalize_repetition(logits, counts, self.repetition_penalty)
+        logits = penalize_presence(logits, counts, self.presence_penalty)
+        logits = penalize_frequency(logits, counts, self.frequency_penalty)
         top = logits.max()
         if not top.isfinite():
             raise MinigptError(
                 f"logit_bias and the penalties leave no token to choose, the best logit is "
                 f"{float(top)}: ban fewer tokens, or use a milder penalty"
             )
-        if self.temperature == 0:
-            return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
-        logits = scale_temperature(logits - top, self.temperature)
+        return logits
+
+    def _filter(self, logits: Tensor) -> Tensor:
+        """What matters to a draw only, the temperature and the filters: (V,) -> (V,)."""
+        logits = scale_temperature(logits - logits.max(), self.temperature)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
         if self.min_p is not None:
             logits = keep_min_p(logits, self.min_p)
-        return logits.softmax(-1)
-
-    def _prefer(self, logits: Tensor, history: Sequence[int]) -> Tensor:
-        """What greedy honours as well: the bias and the penalties, (V,) -> (V,)."""
-        if self.logit_bias:
-            logits = add_bias(logits, self.logit_bias)
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        if penalties == (1, 0, 0):
-            return logits
-        counts = count_tokens(history, len(logits))
-        logits = penalize_repetition(logits, counts, self.repetition_penalty)
-        logits = penalize_presence(logits, counts, self.presence_penalty)
-        return penalize_frequency(logits, counts, self.frequency_penalty)
+        return logits
 
 
 @dataclass(frozen=True)

@@ -372,6 +372,12 @@ def test_banning_every_token_is_refused_before_anything_is_computed():
         Sampler(logit_bias=ban(range(10))).check(vocab_size=10)
 
 
+@pytest.mark.parametrize("sampler", [Sampler(1.0, top_k=4), Sampler(logit_bias={3: 1.0})])
+def test_a_choice_among_other_tokens_than_the_settings_know_is_refused(sampler):
+    with pytest.raises(MinigptError, match="but the vocabulary has 3 tokens"):
+        sampler.choose(torch.zeros(3), torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("settings", "left"),
     [
