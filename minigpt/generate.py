@@ -1,7 +1,8 @@
 """Text, token by token: prefill the prompt, then decode, with or without the cache.
 
 `generate` returns everything with its timings, `stream` yields ids as they come. How a token is
-chosen is in `sampling.py`.
+chosen is in `sampling.py`, guesses that make decoding quicker are in `speculative.py`, many texts
+at once in `batch.py`, and text instead of ids in `text.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from minigpt.cache import KEY_BLOCK
+from minigpt.cache import KEY_BLOCK, KVCache
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
-from minigpt.sampling import Sampler
+from minigpt.sampling import Sampler, TokenLogProb, log_probabilities
+from minigpt.speculative import Drafter, drafter_for
 
 POLICIES = ("stop", "reprefill")
+LONGEST_DRAFT = 15  # guesses checked in one pass: with the token before them, 16 rows
 
 
 @dataclass
@@ -26,11 +31,16 @@ class Generation:
     """What came out, and what it took."""
 
     prompt: list[int]
-    tokens: list[int] = field(default_factory=list)  # the new ids, without the end-of-text token
+    tokens: list[int] = field(default_factory=list)  # the new ids, without the one that ended it
     finish_reason: str = "length"  # "length", "end_of_text" or "context" (the context is full)
+    log_probabilities: list[TokenLogProb] = field(default_factory=list)  # one per token, if asked
     prefill_seconds: float = 0.0  # until the first token
     decode_seconds: float = 0.0  # for all tokens after the first
     cache_bytes: int = 0  # allocated; 0 without a cache
+    reused: int = 0  # tokens of the prompt that the cache given already held
+    prefills: int = 0  # how often the text was started again at the context's end
+    drafted: int = 0  # guesses that were checked
+    accepted: int = 0  # guesses that came true
 
     @property
     def tokens_per_second(self) -> float:
@@ -50,17 +60,21 @@ def generate(
     stop_tokens: Sequence[int] | None = None,
     policy: str = "stop",
     on_token: Callable[[int], object] | None = None,
+    cache: KVCache | None = None,
+    draft: str | GPT | Drafter | None = None,
+    top_log_probabilities: int | None = None,
+    **sampling: Any,
 ) -> Generation:
     """Continue a prompt.
 
-    With exact numerics the tokens are the same with and without the cache, whatever the seed,
-    because the logits are.
+    With exact numerics the tokens are the same with and without the cache, with and without
+    drafts, whatever the seed, because the logits are.
 
     Args:
         model: decodes in evaluation mode; its mode is restored afterwards.
         ids: the prompt's tokens; empty starts from the end-of-text token.
         max_new_tokens: at most so many.
-        temperature, top_k, top_p: see `Sampler`; temperature 0 is greedy.
+        temperature, top_k, top_p, sampling: see `Sampler`; temperature 0 is greedy.
         seed: of the draws; the same seed gives the same text.
         use_cache: False recomputes everything for every token.
         stop_tokens: end before any of these; None: the model's end-of-text token, if it has one.
@@ -68,19 +82,24 @@ def generate(
             in sight, prefill the rest and go on. (GPT-2 learned a vector for each position, so a
             shifted text cannot reuse its keys and values.)
         on_token: called with each token as it comes.
+        cache: one that may hold the beginning of the prompt already, which is then not computed
+            again; afterwards it holds prompt and text, but for the last token. None: a new one.
+        draft: guess several tokens and check them in one pass: "lookup", a smaller model, or a
+            `Drafter`; see `speculative.py`. The text is the same.
+        top_log_probabilities: keep the log-probability of each token, and of so many likeliest
+            ones beside it.
 
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    result = Generation(_listed("the prompt", ids))
-    steps = _steps(
-        model, result, max_new_tokens, Sampler(temperature, top_k, top_p), seed, use_cache,
-        stop_tokens, policy,
+    row = Row(
+        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **_known(sampling)), seed,
+        stop_tokens, policy, top_log_probabilities,
     )  # fmt: skip
-    for token in steps:
+    for token in _decode(model, row, use_cache, cache, draft):
         if on_token is not None:
             on_token(token)
-    return result
+    return row.result
 
 
 def stream(
@@ -94,6 +113,9 @@ def stream(
     use_cache: bool = True,
     stop_tokens: Sequence[int] | None = None,
     policy: str = "stop",
+    cache: KVCache | None = None,
+    draft: str | GPT | Drafter | None = None,
+    **sampling: Any,
 ) -> Iterator[int]:
     """Like `generate`, yielding each new token as it comes.
 
@@ -103,102 +125,213 @@ def stream(
     Raises:
         MinigptError: for arguments out of range, in the call itself.
     """
-    return _steps(
-        model, Generation(_listed("the prompt", ids)), max_new_tokens,
-        Sampler(temperature, top_k, top_p), seed, use_cache, stop_tokens, policy,
+    row = Row(
+        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **_known(sampling)), seed,
+        stop_tokens, policy,
     )  # fmt: skip
+    return _decode(model, row, use_cache, cache, draft)
 
 
-def _steps(
-    model: GPT,
-    result: Generation,
-    max_new_tokens: int,
-    sampler: Sampler,
-    seed: int,
-    use_cache: bool,
-    stop_tokens: Sequence[int] | None,
-    policy: str,
-) -> Iterator[int]:
-    """Check everything now; decode when iterated."""
-    config = model.config
-    if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise MinigptError(f"max_new_tokens is {max_new_tokens!r}, needed a whole number from 0 on")
-    if policy not in POLICIES:
-        raise MinigptError(f"policy is {policy!r}, needed one of {', '.join(POLICIES)}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise MinigptError(f"seed is {seed!r}, needed a whole number from 0 to 2**63 - 1")
-    sampler.check(config.vocab_size)
-    eot = config.eos_token_id
-    if stop_tokens is None:
-        stop_tokens = () if eot is None else (eot,)
-    stop_tokens = _listed("stop_tokens", stop_tokens)
-    window = list(result.prompt)
-    if not window:
-        if eot is None:
+class Row:
+    """One text on its way: what the model sees of it, how its tokens are chosen, when it ends.
+
+    Everything is checked when it is made, before any work.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        sampler: Sampler,
+        seed: int,
+        stop_tokens: Sequence[int] | None = None,
+        policy: str = "stop",
+        top_log_probabilities: int | None = None,
+    ) -> None:
+        config = model.config
+        prompt = _listed("the prompt", ids)
+        if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise MinigptError(
-                "the prompt is empty and this model has no end-of-text token to start from: "
-                "give at least one token"
+                f"max_new_tokens is {max_new_tokens!r}, needed a whole number from 0 on"
             )
-        window = [eot]
-    for name, tokens in (("the prompt", window), ("stop_tokens", stop_tokens)):
-        bad = next((t for t in tokens if not _is_token(t, config.vocab_size)), None)
-        if bad is not None:
+        if policy not in POLICIES:
+            raise MinigptError(f"policy is {policy!r}, needed one of {', '.join(POLICIES)}")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise MinigptError(f"seed is {seed!r}, needed a whole number from 0 to 2**63 - 1")
+        most = config.vocab_size
+        if top_log_probabilities is not None and (
+            type(top_log_probabilities) is not int or not 0 <= top_log_probabilities <= most
+        ):
             raise MinigptError(
-                f"{name} holds {bad!r}, needed whole numbers from 0 to {config.vocab_size - 1}"
+                f"top_log_probabilities is {top_log_probabilities!r}, needed a whole number from "
+                f"0 to {most}"
             )
-    if len(window) > config.n_positions:
-        raise MinigptError(
-            f"the prompt has {len(window)} tokens, but this model's context is "
-            f"{config.n_positions}: shorten it"
-        )
-    return _decode(model, result, window, max_new_tokens, sampler, seed, use_cache,
-                   frozenset(stop_tokens), policy)  # fmt: skip
+        sampler.check(config.vocab_size)
+        eot = config.eos_token_id
+        if stop_tokens is None:
+            stop_tokens = () if eot is None else (eot,)
+        stop_tokens = _listed("stop_tokens", stop_tokens)
+        window = list(prompt)
+        if not window:
+            if eot is None:
+                raise MinigptError(
+                    "the prompt is empty and this model has no end-of-text token to start from: "
+                    "give at least one token"
+                )
+            window = [eot]
+        for name, tokens in (("the prompt", window), ("stop_tokens", stop_tokens)):
+            bad = next((t for t in tokens if not _is_token(t, config.vocab_size)), None)
+            if bad is not None:
+                raise MinigptError(
+                    f"{name} holds {bad!r}, needed whole numbers from 0 to {config.vocab_size - 1}"
+                )
+        if len(window) > config.n_positions:
+            raise MinigptError(
+                f"the prompt has {len(window)} tokens, but this model's context is "
+                f"{config.n_positions}: shorten it"
+            )
+        self.model = model
+        self.result = Generation(prompt)
+        self.window = window  # what the next token is chosen from
+        self.history = list(window)  # the whole text, also what the window has moved past
+        self.left = max_new_tokens
+        self.limit = config.n_positions
+        self.sampler = sampler
+        self.generator = torch.Generator().manual_seed(seed)
+        self.stop_tokens = frozenset(stop_tokens)
+        self.policy = policy
+        self.top_log_probabilities = top_log_probabilities
+
+    def goes_on(self) -> bool:
+        """Is there another token to choose? At the context's end the policy decides."""
+        if self.left == 0:
+            return False
+        if len(self.window) > self.limit:
+            if self.policy == "stop":
+                self.finish("context")
+                return False
+            self.window = self.window[-max(1, self.limit // 2) :]
+            self.result.prefills += 1
+        return True
+
+    def take(self, logits: Tensor) -> int | None:
+        """Choose the next token from logits (V,) and append it; None if it ends the text."""
+        try:
+            token = self.sampler.choose(logits, self.generator, self.history)
+        except MinigptError as error:
+            raise _blamed(error, self.model, self.window) from error
+        if token in self.stop_tokens:
+            self.finish("end_of_text")
+            return None
+        if self.top_log_probabilities is not None:
+            self.result.log_probabilities.append(
+                log_probabilities(logits, token, self.top_log_probabilities)
+            )
+        self.result.tokens.append(token)
+        self.window.append(token)
+        self.history.append(token)
+        self.left -= 1
+        return token
+
+    def finish(self, reason: str) -> None:
+        self.result.finish_reason = reason
+        self.left = 0
 
 
 def _decode(
     model: GPT,
-    result: Generation,
-    window: list[int],
-    max_new_tokens: int,
-    sampler: Sampler,
-    seed: int,
+    row: Row,
     use_cache: bool,
-    stop_tokens: frozenset[int],
-    policy: str,
+    cache: KVCache | None,
+    draft: str | GPT | Drafter | None,
 ) -> Iterator[int]:
-    limit = model.config.n_positions
-    generator = torch.Generator().manual_seed(seed)
-    cache = None
-    if use_cache:  # whole key blocks, so that exact attention reads them as they lie
-        blocks = -(-(len(window) + max_new_tokens) // KEY_BLOCK)
-        cache = model.new_cache(max_length=min(limit, blocks * KEY_BLOCK))
-        result.cache_bytes = cache.nbytes
-    pending = window  # what the model has not seen yet; without a cache, everything
-    began = time.perf_counter()
-    for count in range(max_new_tokens):
-        if len(window) > limit:
-            if policy == "stop":
-                result.finish_reason = "context"
-                return
-            window = window[-max(1, limit // 2) :]
-            pending = window
-            if cache is not None:
-                cache.reset()
+    """Check what is left to check now; decode when iterated."""
+    drafter = None if draft is None else drafter_for(draft, model)
+    if cache is not None:
+        if not use_cache:
+            raise MinigptError("a cache was given and use_cache is False: choose one of them")
+        row.result.reused = keep_common_prefix(cache, row.window, model)
+        row.limit = min(row.limit, cache.capacity)
+    elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
+        blocks = -(-(len(row.window) + row.left) // KEY_BLOCK)
+        cache = model.new_cache(max_length=min(row.limit, blocks * KEY_BLOCK))
+    return _steps(model, row, cache, drafter)
+
+
+def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None) -> Iterator[int]:
+    result, began, prefills = row.result, time.perf_counter(), 0
+    while row.goes_on():
+        if cache is not None and result.prefills > prefills:
+            cache.reset()
+        prefills = result.prefills
+        seen = 0 if cache is None else len(cache)
+        # Guesses go along with the last token: one pass then says what follows each of them.
+        room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
+        guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
         with evaluating(model), torch.inference_mode():  # and in neither while the caller has it
-            tokens = torch.tensor([pending], device=model.device)
-            token = sampler.choose(model.next_logits(tokens, cache=cache)[0], generator)
-        if token in stop_tokens:
-            result.finish_reason = "end_of_text"
-            return
-        result.tokens.append(token)
-        now = time.perf_counter()
-        if count == 0:
-            result.prefill_seconds = now - began
-            began = now
-        result.decode_seconds = now - began
-        yield token
-        window.append(token)
-        pending = window if cache is None else window[-1:]
+            tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
+            if guesses:
+                logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
+            else:
+                logits = model.next_logits(tokens, cache=cache)
+            if cache is not None:
+                result.cache_bytes = cache.nbytes
+        new: list[int] = []
+        for guess, following in zip([*guesses, None], logits, strict=True):
+            token = row.take(following)
+            if token is not None:
+                new.append(token)
+            if token is None or token != guess:  # what follows was computed after another token
+                break
+        came_true = sum(guess == token for guess, token in zip(guesses, new, strict=False))
+        result.drafted += len(guesses)
+        result.accepted += came_true
+        if drafter is not None:
+            drafter.learn(len(guesses), came_true)
+        if cache is not None and guesses:
+            cache.truncate(min(len(cache), len(row.window) - 1))  # forget the rest of the guesses
+        for token in new:
+            now = time.perf_counter()
+            if not result.prefill_seconds:
+                result.prefill_seconds = now - began
+                began = now
+            result.decode_seconds = now - began
+            yield token
+
+
+def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int:
+    """Cut a cache back to what its text and `window` have in common, and return how much it is.
+
+    At least the last token of the window is left out: its logits are still to be computed.
+
+    Raises:
+        MinigptError: for a cache of several rows, or one that does not know its tokens.
+    """
+    if not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
+    if cache.spec != model.cache_spec:
+        raise MinigptError(
+            f"this cache was made for another model, dtype or device: it has {cache.spec}, the "
+            f"model needs {model.cache_spec}: make one with model.new_cache()"
+        )
+    if cache.tokens is None or cache.batch_size != 1:
+        raise MinigptError(
+            f"this cache has {cache.batch_size} rows"
+            + ("" if cache.tokens is not None else " and does not know its tokens")
+            + ", needed one row that was filled by this program: select one, or make a new cache"
+        )
+    if len(window) > cache.capacity:
+        raise MinigptError(
+            f"the prompt has {len(window)} tokens, but the cache has room for {cache.capacity}: "
+            f"make one with a larger max_length"
+        )
+    (held,) = cache.tokens
+    common = 0
+    while common < min(len(held), len(window) - 1) and held[common] == window[common]:
+        common += 1
+    cache.truncate(common)
+    return common
 
 
 @contextmanager
@@ -214,6 +347,25 @@ def evaluating(model: GPT) -> Iterator[None]:
             model.train()
         for module, training in before.items():
             module.training = training
+
+
+def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptError:
+    """The same error, naming the layer whose output was the first that is no number."""
+    from minigpt.diagnose import first_not_finite
+
+    with evaluating(model), torch.inference_mode():
+        place = first_not_finite(model, torch.tensor([list(window)], device=model.device))
+    return error if place is None else MinigptError(f"{error} (first in {place})")
+
+
+def _known(sampling: dict[str, Any]) -> dict[str, Any]:
+    known = list(Sampler.__dataclass_fields__)
+    for name in sampling:
+        if name not in known:
+            raise MinigptError(
+                f"{name!r} is not a setting of generation, needed one of {', '.join(known)}"
+            )
+    return sampling
 
 
 def _listed(name: str, tokens: Sequence[int]) -> list[int]:

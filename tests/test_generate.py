@@ -24,9 +24,9 @@ def logits_seen(monkeypatch):
     """Every row of logits from which a token was chosen."""
     seen, choose = [], Sampler.choose
 
-    def spy(self, logits, generator):
+    def spy(self, logits, generator, history=()):
         seen.append(logits.clone())
-        return choose(self, logits, generator)
+        return choose(self, logits, generator, history)
 
     monkeypatch.setattr(Sampler, "choose", spy)
     return seen

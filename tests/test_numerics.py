@@ -39,7 +39,7 @@ def test_a_product_is_the_product(numerics, rows, shape):
 def test_attention_is_the_textbook_formula(numerics, start, count):
     total = start + count
     q, k, v = torch.randn(2, 4, count, 8), torch.randn(2, 2, total, 8), torch.randn(2, 2, total, 8)
-    got = row_ops(numerics).attention(q, k, v, start, 0.3, 0.0)
+    got = row_ops(numerics).attention(q, k, v, [start] * len(q), 0.3, 0.0)
     keys, values = k.repeat_interleave(2, 1).double(), v.repeat_interleave(2, 1).double()
     scores = 0.3 * q.double() @ keys.transpose(-1, -2)
     later = torch.arange(total)[None] > torch.arange(start, total)[:, None]
@@ -50,7 +50,7 @@ def test_attention_is_the_textbook_formula(numerics, start, count):
 def test_fast_attention_does_not_look_into_the_room_behind_the_keys():
     q, k, v = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
     k[:, :, 5:], v[:, :, 5:] = 1e9, torch.nan
-    assert FastOps().attention(q, k, v, 4, 1.0, 0.0).isfinite().all()
+    assert FastOps().attention(q, k, v, [4] * len(q), 1.0, 0.0).isfinite().all()
 
 
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
