@@ -238,7 +238,9 @@ class Tokenizer:
 class StreamDecoder:
     """Text from tokens that come one by one, never half a character.
 
-    A token may end in the middle of a UTF-8 character; its bytes wait here for the next one.
+    A token may end in the middle of a UTF-8 character; its bytes wait here for the next one. Bytes
+    that no later one can complete become U+FFFD, so that all pieces together are what
+    `Tokenizer.decode` gives. A *character* is a code point: a family of emoji comes one by one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -269,6 +269,15 @@ def test_the_command_shows_progress_on_stderr_only(run, checkpoint, story):
     assert "token/s" not in output.out
 
 
+def test_the_progress_bar_counts_every_token(run, checkpoint, story, monkeypatch):
+    directory, _ = checkpoint()
+    steps: list[int] = []
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, count: steps.append(count))
+    figures = json.loads(run(directory, story, "--json").out)
+    assert len(steps) > 1
+    assert sum(steps) == figures["tokens"]
+
+
 def test_without_an_end_of_text_token_the_first_is_not_scored(run, checkpoint, story, tokenizer):
     directory, _ = checkpoint(eos_token_id=None)
     output = run(directory, story, "--json")

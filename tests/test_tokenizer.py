@@ -405,6 +405,38 @@ def test_a_stream_of_any_tokens_is_what_decode_gives(toy, data):
     assert "".join(map(stream.push, tokens)) + stream.flush() == toy.decode(tokens)
 
 
+@pytest.fixture(scope="module")
+def bytewise() -> Tokenizer:
+    """The finest vocabulary there is: every byte its own token, and its own id."""
+    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+
+
+@pytest.mark.parametrize(
+    "text", ["👩‍👩‍👧‍👦 🏳️‍🌈 🇻🇳", "Tiếng Việt có dấu: ế ữ ộ", "빠른 갈색 여우", "한글"]
+)
+def test_byte_by_byte_each_character_comes_whole_with_its_last_byte(bytewise, text):
+    stream = StreamDecoder(bytewise)
+    pieces = [stream.push(byte) for byte in text.encode()]
+    assert [piece for piece in pieces if piece] == list(text)
+    assert [piece != "" for piece in pieces] == [
+        last for c in text for last in [False] * (len(c.encode()) - 1) + [True]
+    ]
+
+
+@given(text=st.text())
+def test_pieces_of_a_text_are_the_text_and_leave_nothing_for_the_end(toy, bytewise, text):
+    for tokenizer in (toy, bytewise):
+        stream = StreamDecoder(tokenizer)
+        assert "".join(stream.push(token) for token in tokenizer.encode(text)) == text
+        assert stream.flush() == ""
+
+
+@given(content=st.binary())
+def test_a_stream_of_any_bytes_is_what_decode_gives(bytewise, content):
+    stream = StreamDecoder(bytewise)
+    assert "".join(map(stream.push, content)) + stream.flush() == bytewise.decode(list(content))
+
+
 def test_flush_gives_up_on_half_a_character(toy):
     stream = StreamDecoder(toy)
     stream.push(toy.encode("é")[0])
