@@ -64,7 +64,7 @@ class Recorded:
         first, *rest = self.arguments
         if self.kind == "attention":
             k, v, _, *rest = rest
-            rest = [k[:, :, :high], v[:, :, :high], low, *rest]
+            rest = [k[:, :, :high], v[:, :, :high], (low,), *rest]
         part = first[..., low:high, :].contiguous()
         return replace(self, output=getattr(self.ops, self.kind)(part, *rest)).rows()
 

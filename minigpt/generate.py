@@ -32,7 +32,9 @@ class Generation:
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)  # the new ids, without the one that ended it
-    finish_reason: str = "length"  # "length", "end_of_text" or "context" (the context is full)
+    finish_reason: str = (
+        "length"  # "length", "end_of_text", "context" (it is full) or "stop_string"
+    )
     log_probabilities: list[TokenLogProb] = field(default_factory=list)  # one per token, if asked
     prefill_seconds: float = 0.0  # until the first token
     decode_seconds: float = 0.0  # for all tokens after the first
@@ -92,14 +94,24 @@ def generate(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    row = Row(
-        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **_known(sampling)), seed,
-        stop_tokens, policy, top_log_probabilities,
+    tokens = stream(
+        model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, stop_tokens,
+        policy, cache, draft, top_log_probabilities, **sampling,
     )  # fmt: skip
-    for token in _decode(model, row, use_cache, cache, draft):
+    for token in tokens:
         if on_token is not None:
             on_token(token)
-    return row.result
+    return tokens.result
+
+
+class TokenStream(Iterator[int]):
+    """The new tokens as they come; `result` is what came so far, with its timings."""
+
+    def __init__(self, steps: Iterator[int], result: Generation) -> None:
+        self._steps, self.result = steps, result
+
+    def __next__(self) -> int:
+        return next(self._steps)
 
 
 def stream(
@@ -115,8 +127,9 @@ def stream(
     policy: str = "stop",
     cache: KVCache | None = None,
     draft: str | GPT | Drafter | None = None,
+    top_log_probabilities: int | None = None,
     **sampling: Any,
-) -> Iterator[int]:
+) -> TokenStream:
     """Like `generate`, yielding each new token as it comes.
 
     Between two tokens the model is in its own mode, and gradients are recorded as before: the
@@ -127,9 +140,9 @@ def stream(
     """
     row = Row(
         model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **_known(sampling)), seed,
-        stop_tokens, policy,
+        stop_tokens, policy, top_log_probabilities,
     )  # fmt: skip
-    return _decode(model, row, use_cache, cache, draft)
+    return TokenStream(_decode(model, row, use_cache, cache, draft), row.result)
 
 
 class Row:

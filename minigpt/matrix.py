@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cache import KEY_BLOCK
+from minigpt.cache_kinds import LOSSLESS
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
@@ -113,13 +114,25 @@ class Cells:
                 check.compare(logits, self.want[t : t + 1], t)
 
     def ragged(self, check: Check) -> None:
-        """Texts of different lengths side by side, padded on the right where nobody looks."""
-        batch, lengths = self.text(4), (1, 100, 129, self.positions)
-        for row, length in enumerate(lengths):
-            batch[row, :length] = self.tokens[0, :length]
-        logits = self.model(batch)
-        for row, length in enumerate(lengths):
-            check.compare(logits[row, :length], self.want[:length])
+        """The same text in four rows of a cache, each at another position of it."""
+        lengths, steps = [1, 100, 126, self.positions - 6], [1, 1, 1, 3]
+        cache = self.model.new_cache(batch_size=4)
+        self.model(self.tokens[:, : max(lengths)].expand(4, -1), cache=cache)
+        cache.truncate(lengths)
+        for count in steps:
+            spans = [range(start, start + count) for start in cache.lengths]
+            logits = self.model(torch.stack([self.tokens[0, span] for span in spans]), cache=cache)
+            for row, span in zip(logits, spans, strict=True):
+                check.compare(row, self.want[span], span.start)
+
+    def kinds(self, check: Check) -> None:
+        """The other lossless caches, forked on the way."""
+        for kind in LOSSLESS[1:]:
+            cache = self.model.new_cache(kind=kind)
+            for low, high in [(0, 77), (77, 78), (78, 127), (127, 130), (130, 131)]:
+                logits = self.model(self.tokens[:, low:high], cache=cache)[0]
+                check.compare(logits, self.want[low:high], low)
+                cache = cache.fork()
 
     def threads(self, check: Check) -> None:
         before = torch.get_num_threads()
@@ -156,6 +169,7 @@ ROWS: dict[str, Callable[[Cells, Check], None]] = {
     "chunks of 2 to 128": Cells.chunks,
     "batches of 2 to 8, any place": Cells.batches,
     "ragged rows": Cells.ragged,
+    "kinds of cache": Cells.kinds,
     f"threads {', '.join(map(str, THREADS))}": Cells.threads,
     "cache capacity": Cells.capacity,
     "prompt length at block edges": Cells.prompt_lengths,

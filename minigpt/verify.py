@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.cache_kinds import LOSSLESS
 from minigpt.diagnose import Diagnosis, diagnose
 from minigpt.errors import MinigptError
 from minigpt.generate import evaluating
@@ -249,6 +250,22 @@ def _checks(
         model(others[:1, : T - half], cache=parent)
         decode(check, child, half, [1, 2, 3] * T)
 
+    def other_kinds(check: Check) -> None:
+        for kind in LOSSLESS[1:]:
+            chunks = [rng.randint(1, max(1, T // 3)) for _ in range(T)]
+            decode(check, model.new_cache(kind=kind), chunks=chunks)
+
+    def ragged_rows(check: Check) -> None:
+        starts = [rng.randrange(T) for _ in range(4)]
+        cache = model.new_cache(batch_size=4, kind="paged")
+        model(tokens.expand(4, -1), cache=cache)
+        cache.truncate(starts)
+        for _ in range(min(4, T - max(starts))):
+            at = cache.lengths
+            logits = model(tokens[0, at][:, None], cache=cache)
+            for row, t in zip(logits, at, strict=True):
+                check.compare(row, want[t : t + 1], t)
+
     yield "decoding one by one", one_by_one
     yield "random chunks", random_chunks
     yield "prompts of every edge length", prefill_then_decode
@@ -256,6 +273,8 @@ def _checks(
     yield "one row of a batch of 4", batch_rows
     yield "after truncate", after_truncate
     yield "after fork", after_fork
+    yield "growing and paged caches", other_kinds
+    yield "rows at different positions", ragged_rows
 
 
 def _edges(T: int) -> list[int]:

@@ -143,14 +143,51 @@ class TestGenerate:
         code, _, went_on = run(*arguments, "--policy", "reprefill")
         assert code == 0
         assert "the context of 64 positions is full; --policy reprefill goes on" in stopped
-        assert "context" not in went_on
+        assert "the older half was forgotten and the rest prefilled again, " in went_on
         assert "100 tokens" in went_on
+
+    def test_ends_before_a_stop_string(self, run, directory):
+        whole = continued(directory, PROMPT, 30)
+        stop = whole[len(PROMPT) + 9 : len(PROMPT) + 13]
+        code, out, _ = run("generate", "--prompt", PROMPT, "--temperature", "0",
+                           "--max-new-tokens", "30", "--stop", stop)  # fmt: skip
+        assert code == 0
+        assert out == PROMPT + whole[len(PROMPT) :].split(stop)[0] + "\n"
+
+    @pytest.mark.parametrize("draft", ["lookup", "itself"])
+    def test_drafts_change_nothing_but_the_speed(self, run, directory, draft):
+        arguments = ("generate", "--prompt", PROMPT, "--max-new-tokens", "30", "--seed", "2")
+        _, plain, _ = run(*arguments)
+        source = str(directory) if draft == "itself" else draft
+        code, drafted, err = run(*arguments, "--draft", source)
+        assert code == 0
+        assert drafted == plain
+        assert "guesses came true" in err
+
+    def test_writes_samples_that_are_their_seeds_texts(self, run, directory):
+        code, out, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "8", "--samples",
+                           "3", "--seed", "5", "--temperature", "1")  # fmt: skip
+        texts = [continued(directory, PROMPT, 8, temperature=1.0, seed=5 + n) for n in range(3)]
+        assert code == 0
+        assert out == "".join(
+            f"--- sample {n + 1} (seed {5 + n})\n{text}\n" for n, text in enumerate(texts)
+        )
+
+    def test_writes_beams_best_first(self, run, directory):
+        code, out, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "8", "--beams", "2")
+        model, tokenizer = GPT.from_pretrained(directory), Tokenizer.from_pretrained(directory)
+        found = minigpt.beam_search(model, tokenizer.encode(PROMPT), 8, 2)
+        assert code == 0
+        assert out == "".join(
+            f"--- {beam.score:.3f} nats per token\n{PROMPT}{tokenizer.decode(beam.tokens)}\n"
+            for beam in found
+        )
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_runs_in_the_dtype_and_numerics_asked_for(self, run, monkeypatch, dtype):
         seen, choose = [], Sampler.choose
         monkeypatch.setattr(
-            Sampler, "choose", lambda self, x, g: seen.append(x.dtype) or choose(self, x, g)
+            Sampler, "choose", lambda self, x, g, h: seen.append(x.dtype) or choose(self, x, g, h)
         )
         code, _, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "3",
                            "--dtype", dtype, "--numerics", "fast")  # fmt: skip

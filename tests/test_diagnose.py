@@ -35,8 +35,8 @@ def few_queries(q, *_):
     return q.shape[2] < 4
 
 
-def few_keys(q, k, v, start, *_):
-    return start + q.shape[2] < 20
+def few_keys(q, k, v, starts, *_):
+    return starts[0] + q.shape[2] < 20
 
 
 @pytest.fixture(autouse=True)

@@ -65,10 +65,11 @@ BROKEN = {
     "chunks of 2 to 128": ("linear", lambda x, *_: x.shape[1] == 17),
     "batches of 2 to 8, any place": ("linear", lambda x, *_: x.shape[0] == 5),
     "ragged rows": ("linear", lambda x, *_: x.shape[0] == 4),
+    "kinds of cache": ("attention", lambda q, k, *_: k.shape[2] == 77),
     "threads 1, 2, 3, 5, 7, 8, 16": ("linear", lambda *_: torch.get_num_threads() == 7),
     "cache capacity": ("attention", lambda q, k, *_: k.shape[2] == 200),
     "prompt length at block edges": ("linear", lambda x, *_: x.shape[1] == 129),
-    "context full": ("attention", lambda q, k, v, start, *_: start == POSITIONS - 1),
+    "context full": ("attention", lambda q, k, v, starts, *_: starts[0] == POSITIONS - 1),
 }
 
 

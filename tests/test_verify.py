@@ -72,6 +72,8 @@ def test_every_way_of_computing_is_checked(exact):
         "one row of a batch of 4": 2 * 140,
         "after truncate": report.checks[5].compared,  # from where is random
         "after fork": 70,
+        "growing and paged caches": 2 * 140,
+        "rows at different positions": report.checks[8].compared,  # as far as the context goes
     }
     assert report.positions == 140
     assert report.comparisons == sum(check.compared for check in report.checks)

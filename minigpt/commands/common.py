@@ -45,6 +45,13 @@ def load(options: argparse.Namespace) -> GPT:
     return model
 
 
+def load_draft(source: str, options: argparse.Namespace) -> str | GPT:
+    """What --draft names: "lookup", or a model, which may be wrong and so runs in fast numerics."""
+    if source == "lookup":
+        return source
+    return GPT.from_pretrained(source, None, device_named(options.device), "fast")
+
+
 def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)

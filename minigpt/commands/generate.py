@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 import minigpt
-from minigpt.commands.common import Subcommands, load, model_options, say
+from minigpt.commands.common import Subcommands, load, load_draft, model_options, say
 from minigpt.errors import MinigptError
 from minigpt.generate import POLICIES, Generation
-from minigpt.tokenizer import StreamDecoder, Tokenizer
+from minigpt.model import GPT
+from minigpt.speculative import acceptance
+from minigpt.tokenizer import Tokenizer
+
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty",
+)  # fmt: skip
 
 
 def add(commands: Subcommands) -> None:
@@ -18,6 +26,32 @@ def add(commands: Subcommands) -> None:
     model_options(command)
     command.add_argument("--prompt", help="text to continue; without it, standard input is read")
     command.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
+    sampling_options(command)
+    command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be given several times",
+    )  # fmt: skip
+    command.add_argument(
+        "--policy", choices=POLICIES, default="stop",
+        help="at the context's end: stop, or forget the older half and go on",
+    )  # fmt: skip
+    command.add_argument(
+        "--draft", metavar="lookup|SOURCE",
+        help="guess tokens and check several in one pass: from the text so far, or with a smaller "
+        "model; the text is the same",
+    )  # fmt: skip
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--no-cache", action="store_true", help="recompute everything for each token")
+    how.add_argument("--compare", action="store_true", help="with the cache, then without: a table")
+    how.add_argument(
+        "--samples", type=int, metavar="N",
+        help="N texts side by side, from one prefill; seeds count up from --seed",
+    )  # fmt: skip
+    how.add_argument("--beams", type=int, metavar="N", help="beam search: the N likeliest found")
+
+
+def sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)"
     )
@@ -25,51 +59,44 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--top-p", type=float, metavar="P", help="draw among the likeliest with probability P"
     )
-    command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
     command.add_argument(
-        "--policy", choices=POLICIES, default="stop",
-        help="at the context's end: stop, or forget the older half and go on",
+        "--min-p", type=float, metavar="P", help="draw among those P times as likely as the best"
+    )
+    command.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X",
+        help="above 1 shuns tokens that occurred (default 1)",
     )  # fmt: skip
-    how = command.add_mutually_exclusive_group()
-    how.add_argument("--no-cache", action="store_true", help="recompute everything for each token")
-    how.add_argument("--compare", action="store_true", help="with the cache, then without: a table")
+    for name in ("presence", "frequency"):
+        often = "" if name == "presence" else ", each time it did"
+        command.add_argument(
+            f"--{name}-penalty", type=float, default=0.0, metavar="X",
+            help=f"subtracted from the logit of a token that occurred{often}, -2 to 2 (default 0)",
+        )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    prompt = options.prompt
-    if prompt is None:
-        if sys.stdin.isatty():
-            say("type a prompt, then Ctrl-D:")
-        try:
-            prompt = sys.stdin.read().rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise MinigptError(f"standard input is not {error.encoding} text: {error}") from error
+    prompt = read_prompt(options.prompt)
     model = load(options)
     tokenizer = Tokenizer.from_pretrained(options.model)
     ids = tokenizer.encode(prompt)
     if not ids:
         say("the prompt is empty: starting from the end-of-text token")
+    settings = {name: getattr(options, name) for name in SAMPLING}
+    if options.beams is not None:
+        return beams(options, model, tokenizer, prompt, ids)
+    if options.samples is not None:
+        return samples(options, model, tokenizer, prompt, ids, settings)
 
-    settings = {
-        name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed", "policy")
-    }
-    minigpt.stream(model, ids, options.max_new_tokens, **settings)  # refuse before anything shows
+    settings |= {"seed": options.seed, "policy": options.policy, "stop": options.stop}
+    settings["draft"] = load_draft(options.draft, options) if options.draft else None
 
     def run(use_cache: bool, show: bool, count: int = options.max_new_tokens) -> Generation:
-        decoder = StreamDecoder(tokenizer)
-
-        def write(token: int) -> None:
-            if show:
-                print(decoder.push(token), end="", flush=True)
-
-        if show:
-            print(prompt, end="", flush=True)
-        result = minigpt.generate(
-            model, ids, count, use_cache=use_cache, on_token=write, **settings
-        )
-        if show:
-            print(decoder.flush(), flush=True)
-        return result
+        return write(
+            minigpt.stream_text(
+                model, tokenizer, ids, max_new_tokens=count, use_cache=use_cache, **settings
+            ),
+            prompt, show,
+        )  # fmt: skip
 
     if options.compare:
         run(True, False, min(2, options.max_new_tokens))  # what is done once, neither shall pay for
@@ -78,11 +105,79 @@ def run(options: argparse.Namespace) -> int:
     if result.finish_reason == "context":
         say(f"(stopped: the context of {model.config.n_positions} positions is full; "
             f"--policy reprefill goes on)")  # fmt: skip
+    if result.prefills:
+        say(
+            f"(the context of {model.config.n_positions} positions was full: the older half was "
+            f"forgotten and the rest prefilled again, {result.prefills} x)"
+        )
     cache = f"cache {result.cache_bytes:,} bytes" if result.cache_bytes else "no cache"
     say(
         f"\n{len(result.tokens)} tokens, first after {1000 * result.prefill_seconds:.0f} ms, "
         f"then {result.tokens_per_second:,.1f} tokens/s ({cache}, {model.numerics} numerics)"
     )
+    if options.draft:
+        say(acceptance(result.drafted, result.accepted))
+    return 0
+
+
+def read_prompt(prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if sys.stdin.isatty():
+        say("type a prompt, then Ctrl-D:")
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise MinigptError(f"standard input is not {error.encoding} text: {error}") from error
+
+
+def write(pieces: minigpt.TextStream, prompt: str, show: bool) -> Generation:
+    """Show the prompt and the pieces as they come; after Ctrl-C, also what was held back."""
+    if not show:
+        for _ in pieces:
+            pass
+        return pieces.result
+    print(prompt, end="", flush=True)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(pieces.rest(), end="", flush=True)
+        raise
+    print(flush=True)
+    return pieces.result
+
+
+def samples(
+    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int],
+    settings: dict[str, Any],
+) -> int:  # fmt: skip
+    from tqdm import tqdm
+
+    stop = minigpt.StopStrings(options.stop)
+    with tqdm(unit="token", leave=False) as bar:
+        results = minigpt.generate_batch(
+            model, [ids], options.max_new_tokens, n=options.samples, seed=options.seed,
+            policy=options.policy, on_token=lambda row, token: bar.update() and None, **settings,
+        )  # fmt: skip
+    for number, result in enumerate(results):
+        print(f"--- sample {number + 1} (seed {options.seed + number})")
+        text, stopped = stop.push(tokenizer.decode(result.tokens))
+        print(prompt + text + ("" if stopped else stop.flush()))
+        stop.flush()
+    count = sum(len(result.tokens) for result in results)
+    seconds = max(result.prefill_seconds + result.decode_seconds for result in results)
+    say(f"\n{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):,.1f} tokens/s together")
+    return 0
+
+
+def beams(
+    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int]
+) -> int:
+    found = minigpt.beam_search(model, ids, options.max_new_tokens, options.beams)
+    for beam in found:
+        print(f"--- {beam.score:.3f} nats per token")
+        print(prompt + tokenizer.decode(beam.tokens))
     return 0
 
 
