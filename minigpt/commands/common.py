@@ -64,8 +64,8 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, end: str = "\n") -> None:
+    print(line, end=end, file=sys.stderr, flush=True)
 
 
 def status(line: str) -> None:
