@@ -1,0 +1,240 @@
+"""A cache in a file: prefill a long prompt once, go on with it another day.
+
+One safetensors file holds the positions in use (not the room for more), the token ids, and whose
+keys and values they are. What cannot be continued with the same bits is refused: another model,
+dtype or numerics, or a file that is not what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minigpt.cache import KVCache
+from minigpt.cache_kinds import NOT_SETTINGS
+from minigpt.cache_lossy import QuantizedCache, WindowCache
+from minigpt.errors import MinigptError
+from minigpt.fingerprint import checksum, fingerprint
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT
+
+FORMAT, VERSION = "minigpt-kv-cache", 1
+_STAGING = ".saving-"
+
+
+def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a cache to one safetensors file, in place of one already there.
+
+    A crash at any moment leaves the old file or the new one, whole. Pages that rows share are
+    written once for each row.
+
+    Args:
+        cache: of any kind, made by `model.new_cache()`.
+        path: of the file, conventionally `*.safetensors`.
+        notes: anything JSON can hold, to be read back by `about`.
+
+    Raises:
+        MinigptError: for a cache that no model of ours made, or when the file cannot be written;
+            an old file there survives.
+    """
+    path = Path(path)
+    if cache.model is None:
+        raise MinigptError(
+            f"{cache!r} does not know which model its keys and values are from: save one that was "
+            f"made with model.new_cache()"
+        )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _held(cache).items()}
+    if cache.tokens is not None:
+        ids = [token for row in cache.tokens for token in row]
+        tensors["tokens"] = torch.tensor(ids, dtype=torch.int64)
+    known = inspect.signature(type(cache)).parameters
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": cache.kind,
+        "settings": {name: getattr(cache, name) for name in known if name not in NOT_SETTINGS},
+        "capacity": cache.capacity,
+        "lengths": cache.lengths,
+        "positions": cache.positions if isinstance(cache, WindowCache) else None,
+        "fingerprint": fingerprint(cache.model),
+        "dtype": str(cache.spec.dtype).removeprefix("torch."),
+        "device": cache.spec.device.type,
+        "numerics": cache.model.numerics,
+        "notes": dict(notes or {}),
+    }
+    text = json.dumps(about)
+    metadata = {"about": text, "checksum": _checksum(text, tensors)}
+    try:
+        with TemporaryDirectory(prefix=_STAGING, dir=path.parent) as staging:
+            new = Path(staging) / path.name
+            save_file(tensors, new, metadata)
+            with new.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(new, path)
+    except (OSError, SafetensorError) as error:
+        raise MinigptError(
+            f"the cache could not be written to {path} ({error}): a file already there is still "
+            f"whole, so make room or choose another place"
+        ) from error
+
+
+def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
+    """A saved cache, of the kind it was, ready to go on with the same model.
+
+    On the machine and torch version that it was saved with, it goes on with the same bits as the
+    one that was saved. The file may be deleted afterwards.
+
+    Args:
+        path: of the file.
+        model: the one it was saved from, or one with equal configuration, weights and numerics.
+        max_length: positions to make room for; None: as many as when it was saved.
+
+    Raises:
+        MinigptError: when the file is missing, damaged, no cache, or another model's; or the cache
+            does not fit in memory.
+    """
+    found, tensors = _read(Path(path))
+    here = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "numerics": model.numerics,
+    }
+    for name, value in here.items():
+        if found[name] != value:
+            raise MinigptError(
+                f"the cache in {path} was made with {name} {found[name]} and this model has "
+                f"{value}: load the model as it was then, or prefill again"
+            )
+    if found["fingerprint"] != fingerprint(model):
+        raise MinigptError(
+            f"the cache in {path} was made by another model, whose weights or configuration are "
+            f"not those of this one: load that model, or prefill again"
+        )
+    lengths = found["lengths"]
+    room = found["capacity"] if max_length is None else max_length
+    cache = model.new_cache(len(lengths), room, found["kind"], **found["settings"])
+    if cache.capacity < max(lengths):
+        raise MinigptError(
+            f"the cache in {path} holds {max(lengths)} positions and max_length is {max_length}, "
+            f"needed at least as many"
+        )
+    tokens = tensors.pop("tokens", None)
+    with torch.no_grad():
+        _fill(cache, found, {name: tensor.to(model.device) for name, tensor in tensors.items()})
+    cache._lengths = lengths
+    cache._tokens = None if tokens is None else [row.tolist() for row in tokens.split(lengths)]
+    return cache
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """What a file says of its cache, from its first bytes alone: kind, lengths, notes, ...
+
+    Raises:
+        MinigptError: when the file is missing, or no cache.
+    """
+    return _header(Path(path), _open(Path(path)))[0]
+
+
+# --- what each kind keeps -------------------------------------------------------------------------
+
+
+def _held(cache: KVCache) -> dict[str, Tensor]:
+    """The tensors from which `_fill` makes the same cache again."""
+    if isinstance(cache, QuantizedCache):
+        S = len(cache)
+        used = S, S, -(-S // cache.BLOCK), S, cache.BLOCK
+        both = zip(_QUANTIZED, cache._tensors, used, strict=True)
+        return {name: tensor[:, :, :, :count] for name, tensor, count in both}
+    if isinstance(cache, WindowCache):
+        return {f"layer.{n}": data for n, data in enumerate(cache._data)}
+    tensors: dict[str, Tensor] = {}
+    for n in range(cache.spec.n_layer if len(cache) else 0):
+        tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"] = cache.layer(n)
+    return tensors
+
+
+_QUANTIZED = ("keys", "values", "key_scales", "value_scales", "recent")  # in the order of _tensors
+
+
+def _fill(cache: KVCache, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Copy the tensors of a file into a new cache."""
+    if isinstance(cache, QuantizedCache):
+        for name, to in zip(_QUANTIZED, cache._tensors, strict=True):
+            to[:, :, :, : tensors[name].shape[3]] = tensors[name]
+    elif isinstance(cache, WindowCache):
+        cache._data = [tensors[f"layer.{n}"].clone() for n in range(cache.spec.n_layer)]
+        cache.positions[:] = found["positions"]
+    elif max(found["lengths"]) > 0:
+        # As a forward pass would: all rows as long as the longest, whose zeros are then cut off.
+        with cache.extend(cache.spec, cache.batch_size, max(found["lengths"])):
+            for n, layer in enumerate(cache.layers):
+                layer.append(tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"])
+        if min(found["lengths"]) < len(cache):
+            cache.truncate(found["lengths"])
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Any:
+    """The file, mapped; safetensors checks its size against what its header says."""
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise MinigptError(f"{path} does not exist, needed a file that holds a cache") from error
+    except (SafetensorError, OSError) as error:
+        raise MinigptError(
+            f"{path} is not a whole safetensors file ({error}): save the cache again"
+        ) from error
+
+
+def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
+    """What the file says of its cache; the same as text; and the checksum it should have."""
+    metadata = file.metadata() or {}
+    text = metadata.get("about", "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = {}
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise MinigptError(
+            f"{path} does not hold a cache, needed a file that cache.save() or generate "
+            f"--save-cache wrote"
+        )
+    if found.get("version") != VERSION:
+        raise MinigptError(
+            f"{path} holds a cache in version {found.get('version')} of the format, needed "
+            f"{VERSION}: prefill again"
+        )
+    return found, text, metadata.get("checksum", "")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All of a file, checked to the last bit; the tensors are views of the mapped file."""
+    file = _open(path)
+    found, text, expected = _header(path, file)
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _checksum(text, tensors) != expected:
+        raise MinigptError(f"{path} is damaged, its checksum is not that of its content: save the "
+                           f"cache again")  # fmt: skip
+    return found, tensors
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(checksum(tensor))
+    return digest.hexdigest()
