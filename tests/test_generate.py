@@ -294,3 +294,111 @@ def test_a_model_that_gives_nan_says_so_instead_of_choosing(exact):
         exact.ln_f.bias[0] = torch.nan
     with pytest.raises(MinigptError, match="logits hold nan: its weights are damaged"):
         generate(exact, [1], 3)
+
+
+class TestACacheOfOnesOwn:
+    """What it holds already is not computed again, and the text is the same."""
+
+    def test_the_beginning_that_it_holds_is_reused(self, exact, monkeypatch):
+        prompt, cache = list(range(40)), exact.new_cache()
+        exact(torch.tensor([prompt[:30]]), cache=cache)
+        passes, forward = [], GPT.next_logits
+        monkeypatch.setattr(
+            GPT, "next_logits",
+            lambda self, x, cache=None: passes.append(x.shape[1]) or forward(self, x, cache),
+        )  # fmt: skip
+        result = generate(exact, prompt, 3, cache=cache)
+        assert passes == [10, 1, 1]
+        assert result.reused == 30
+        assert result.tokens == generate(exact, prompt, 3, use_cache=False).tokens
+
+    def test_a_beginning_that_differs_is_forgotten(self, exact):
+        cache = exact.new_cache()
+        exact(torch.tensor([[5, 6, 7, 8, 9]]), cache=cache)
+        result = generate(exact, [5, 6, 1, 2], 10, cache=cache)
+        assert result.reused == 2
+        assert result.tokens == generate(exact, [5, 6, 1, 2], 10, use_cache=False).tokens
+
+    def test_afterwards_it_holds_prompt_and_text_but_the_last_token(self, exact):
+        cache = exact.new_cache()
+        result = generate(exact, [1, 2, 3], 10, cache=cache)
+        assert cache.tokens == [[1, 2, 3, *result.tokens[:-1]]]
+
+    @pytest.mark.parametrize("kind", ["paged", "growing"])
+    def test_any_kind_will_do(self, exact, kind):
+        got = generate(exact, [1, 2, 3], 20, cache=exact.new_cache(kind=kind))
+        assert got.tokens == generate(exact, [1, 2, 3], 20).tokens
+
+    def test_its_room_is_the_contexts_end(self, exact):
+        result = generate(exact, [1, 2, 3], 20, cache=exact.new_cache(max_length=8))
+        assert (len(result.tokens), result.finish_reason) == (6, "context")
+
+    @pytest.mark.parametrize(
+        ("cache", "sentence"),
+        [
+            (lambda m: m.new_cache(2), "this cache has 2 rows, needed one row"),
+            (lambda m: m.new_cache(max_length=2), "3 tokens, but the cache has room for 2"),
+            (lambda m: "a cache", "cache is a str, needed one from model.new_cache"),
+        ],
+    )
+    def test_one_that_does_not_fit_is_refused(self, exact, cache, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            generate(exact, [1, 2, 3], 5, cache=cache(exact))
+
+    def test_another_models_is_refused(self, exact, make_model):
+        with pytest.raises(MinigptError, match="made for another model"):
+            generate(exact, [1], 5, cache=make_model(n_layer=3).new_cache())
+
+    def test_not_using_it_is_refused(self, exact):
+        with pytest.raises(MinigptError, match="a cache was given and use_cache is False"):
+            generate(exact, [1], 5, cache=exact.new_cache(), use_cache=False)
+
+
+class TestLogProbabilities:
+    def test_are_the_models_for_each_token(self, exact):
+        result = generate(exact, [1, 2], 6, temperature=2.0, top_log_probabilities=3)
+        with torch.no_grad():
+            want = exact(torch.tensor([[1, 2, *result.tokens]]))[0, 1:-1].log_softmax(-1)
+        for token, row, got in zip(result.tokens, want, result.log_probabilities, strict=True):
+            assert got.token == token
+            assert got.log_probability == float(row[token])
+            assert [t for t, _ in got.top] == row.topk(3).indices.tolist()
+
+    def test_are_not_kept_unasked(self, exact):
+        assert generate(exact, [1], 3).log_probabilities == []
+
+    def test_more_than_the_vocabulary_is_refused(self, exact):
+        with pytest.raises(MinigptError, match="top_log_probabilities is 212, needed"):
+            generate(exact, [1], 3, top_log_probabilities=212)
+
+
+def test_penalties_are_about_the_whole_text(exact):
+    """Also the part that the model no longer sees."""
+    prompt = [7] * 10
+    free = generate(exact, prompt, 200, policy="reprefill").tokens
+    never = generate(
+        exact, prompt, 200, policy="reprefill", frequency_penalty=2.0, presence_penalty=2.0
+    ).tokens
+    assert len(set(never)) > len(set(free))
+    assert 7 not in generate(exact, prompt, 60, logit_bias={7: -float("inf")}).tokens
+
+
+@pytest.mark.parametrize(
+    ("weight", "place"),
+    [
+        ("h.1.mlp.c_fc.weight", "layer 1.mlp.c_fc"),
+        ("h.0.ln_1.bias", "layer 0.ln_1"),
+        ("wpe.weight", "wpe, the embeddings"),
+        ("ln_f.weight", "ln_f"),
+    ],
+)
+def test_logits_that_are_no_numbers_name_the_layer_that_made_them(exact, weight, place):
+    with torch.no_grad():
+        exact.get_parameter(weight).view(-1)[0] = torch.nan
+    with pytest.raises(MinigptError, match=rf"the model's logits hold nan.*\(first in {place}\)"):
+        generate(exact, [1, 2, 3], 5)
+
+
+def test_an_unknown_setting_is_refused(exact):
+    with pytest.raises(MinigptError, match="'temprature' is not a setting of generation"):
+        generate(exact, [1], 5, temprature=1.0)
