@@ -1,8 +1,7 @@
 """How fast, how large, compared with what: the measurements behind `minigpt bench`.
 
-Machines drift, so whatever is compared runs in turns (A B A B ...) after a warm-up, on the same
-weights, and a ratio is the median of the ratios within a turn. Figures are reported, never
-asserted; printing is left to the command line, and whether the bits are right to `verify.py`.
+Everything runs in turns on the same weights (`measure.py`). Figures are reported, never asserted;
+printing is left to the command line, and whether the bits are right to `verify.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import os
 import platform
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,17 +24,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from minigpt import hub
+from minigpt import bench_cache, bench_generate, hub
 from minigpt.cache import KEY_BLOCK, KVCache
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.generate import generate
+from minigpt.measure import Prepare, Row, Samples, Section, Table, interleave, memory, ratios, turns
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 
-SECTIONS = ("decode", "prefill", "exact", "cache", "start", "limits")
+SECTIONS = ("decode", "prefill", "exact", "cache", "kinds", "texts", "start", "limits")
 BATCHES = (1, 8)
 SMALL = 50e6  # bytes of weights up to which 500 tokens without a cache take seconds
 COSTS = {  # of exact over fast, at most: the goals for GPT-2 124M on two cores
@@ -48,101 +46,6 @@ START = {
     "first exact pass, extra": 0.5,
     "memory to load": 1.3,
 }  # seconds, x
-
-Samples = dict[str, list[float]]  # by name, one measurement per turn
-Prepare = Callable[[], Callable[[], object]]  # sets the stage, untimed; returns what is timed
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def turns(names: Iterable[str], rounds: int, label: str = "") -> Iterator[str]:
-    """A B A B ...: every name once per round, with a progress bar on stderr."""
-    yield from tqdm(list(names) * rounds, desc=label, leave=False, disable=None)
-
-
-def interleave(contenders: Mapping[str, Prepare], rounds: int, label: str = "") -> Samples:
-    """Seconds of each contender in each round, after one round of warm-up."""
-    samples: Samples = {name: [] for name in contenders}
-    for name in turns(contenders, rounds + 1, label):
-        run = contenders[name]()
-        began = time.perf_counter()
-        run()
-        samples[name].append(time.perf_counter() - began)
-    return {name: seconds[1:] for name, seconds in samples.items()}
-
-
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """above / below within each turn, so that what slowed the whole turn cancels."""
-    return [a / b for a, b in zip(above, below, strict=True)]
-
-
-# --- reporting ------------------------------------------------------------------------------------
-
-_COLUMNS = {  # what may stand beside a median and its spread, and how
-    "tokens/s": "{:,.1f}",
-    "speed-up": "{:.2f} x",
-    "of limit": "{:.0%}",
-    "cache bytes": "{:,.0f}",
-    "goal": "{:.2f}",
-}
-
-
-@dataclass
-class Row:
-    """One thing measured: all samples, and figures that belong beside them."""
-
-    name: str
-    samples: list[float]
-    unit: str
-    extra: dict[str, float] = field(default_factory=dict)
-
-    def cells(self, columns: Sequence[str]) -> list[str]:
-        values = [median(self.samples), min(self.samples), max(self.samples)]
-        middle, low, high = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in values)
-        extra = [
-            _COLUMNS[key].format(self.extra[key]) if key in self.extra else "" for key in columns
-        ]
-        return [self.name, f"{middle} {self.unit:<4}", f"{low} .. {high}", *extra]
-
-
-@dataclass
-class Section:
-    """Rows that answer one question."""
-
-    name: str
-    title: str
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        columns = [key for key in _COLUMNS if any(key in row.extra for row in self.rows)]
-        table = [["", "median     ", "min .. max", *columns]]
-        table += [row.cells(columns) for row in self.rows]
-        name_width = max(len(row.name) for row in self.rows)
-        lines = [f"{self.name}: {self.title}"]
-        for name, middle, spread, *extra in table:
-            line = f"  {name:<{name_width}}{middle:>13}{spread:>20}"
-            lines.append((line + "".join(f"{cell:>12}" for cell in extra)).rstrip())
-        return "\n".join([*lines, *(f"  ({note})" for note in self.notes)])
-
-
-@dataclass
-class Table:
-    """All that one run measured, and what the figures depend on."""
-
-    about: dict[str, str]
-    rounds: int
-    sections: list[Section]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, with every sample."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        about = textwrap.fill(", ".join(f"{key} {value}" for key, value in self.about.items()), 98)
-        how = f"measured in turns, {self.rounds} rounds after a warm-up, unless said otherwise"
-        return "\n\n".join([f"{about}\n{how}", *map(str, self.sections)])
-
 
 # --- who is compared ------------------------------------------------------------------------------
 
@@ -333,6 +236,12 @@ class Bench:
         same = "the same" if all(text == texts[0] for text in texts) else "NOT the same"
         title = f"generating after {len(prompt)} tokens, exact numerics, {rounds} rounds"
         return Section("cache", title, rows, [f"the tokens with and without are {same}"])
+
+    def kinds(self) -> Section:
+        return bench_cache.kinds(self.model, self.rounds, self.quick)
+
+    def texts(self) -> Section:
+        return bench_generate.texts(self.model, self.rounds, self.quick)
 
     def start(self) -> Section:
         rounds = 1 if self.quick else max(1, self.rounds // 3)
@@ -525,14 +434,14 @@ def load_probe(
     """In a fresh process: seconds and, where known, peak bytes of loading and of first passes."""
     torch.set_num_threads(threads)
     number, place = getattr(torch, dtype), torch.device(device)
-    before, began = _memory("VmRSS"), time.perf_counter()
+    before, began = memory("VmRSS"), time.perf_counter()
     if package == "minigpt":
         model = GPT.from_pretrained(directory, number, place)
         rivals = [minigpt_entrant(model, name) for name in NUMERICS]
     else:
         rivals = [transformers_entrant(Path(directory), number, place)]
     found = {"load": time.perf_counter() - began}
-    loaded = _memory("VmHWM")
+    loaded = memory("VmHWM")
     tokens = torch.zeros(1, 32, dtype=torch.int64, device=place)
     for rival, name in zip(rivals, ("first pass, extra", "first exact pass, extra"), strict=False):
         rival.ready()
@@ -544,12 +453,5 @@ def load_probe(
         found[name] = seconds[0] - seconds[1]
     if before is not None and loaded is not None:
         found["memory to load"] = loaded - before
-        found["memory to decode"] = (_memory("VmHWM") or loaded) - before
+        found["memory to decode"] = (memory("VmHWM") or loaded) - before
     return found
-
-
-def _memory(which: str) -> int | None:
-    """Bytes this process has in memory now (VmRSS) or had at its peak (VmHWM); None: unknown."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which)), None)

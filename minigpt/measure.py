@@ -1,0 +1,119 @@
+"""Measuring in turns, and tables of what was measured: the tools of `bench.py`.
+
+Machines drift, so whatever is compared runs in turns (A B A B ...) after a warm-up, and a ratio is
+the median of the ratios within a turn.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+Samples = dict[str, list[float]]  # by name, one measurement per turn
+Prepare = Callable[[], Callable[[], object]]  # sets the stage, untimed; returns what is timed
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def turns(names: Iterable[str], rounds: int, label: str = "") -> Iterator[str]:
+    """A B A B ...: every name once per round, with a progress bar on stderr."""
+    yield from tqdm(list(names) * rounds, desc=label, leave=False, disable=None)
+
+
+def interleave(contenders: Mapping[str, Prepare], rounds: int, label: str = "") -> Samples:
+    """Seconds of each contender in each round, after one round of warm-up."""
+    samples: Samples = {name: [] for name in contenders}
+    for name in turns(contenders, rounds + 1, label):
+        run = contenders[name]()
+        began = time.perf_counter()
+        run()
+        samples[name].append(time.perf_counter() - began)
+    return {name: seconds[1:] for name, seconds in samples.items()}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """above / below within each turn, so that what slowed the whole turn cancels."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+# --- reporting ------------------------------------------------------------------------------------
+
+_COLUMNS = {  # what may stand beside a median and its spread, and how
+    "tokens/s": "{:,.1f}",
+    "speed-up": "{:.2f} x",
+    "of limit": "{:.0%}",
+    "of static": "{:.2f} x",
+    "cache bytes": "{:,.0f}",
+    "goal": "{:.2f}",
+}
+
+
+@dataclass
+class Row:
+    """One thing measured: all samples, and figures that belong beside them."""
+
+    name: str
+    samples: list[float]
+    unit: str
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def cells(self, columns: Sequence[str]) -> list[str]:
+        values = [median(self.samples), min(self.samples), max(self.samples)]
+        middle, low, high = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in values)
+        extra = [
+            _COLUMNS[key].format(self.extra[key]) if key in self.extra else "" for key in columns
+        ]
+        return [self.name, f"{middle} {self.unit:<4}", f"{low} .. {high}", *extra]
+
+
+@dataclass
+class Section:
+    """Rows that answer one question."""
+
+    name: str
+    title: str
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        columns = [key for key in _COLUMNS if any(key in row.extra for row in self.rows)]
+        table = [["", "median     ", "min .. max", *columns]]
+        table += [row.cells(columns) for row in self.rows]
+        name_width = max(len(row.name) for row in self.rows)
+        lines = [f"{self.name}: {self.title}"]
+        for name, middle, spread, *extra in table:
+            line = f"  {name:<{name_width}}{middle:>13}{spread:>20}"
+            lines.append((line + "".join(f"{cell:>12}" for cell in extra)).rstrip())
+        return "\n".join([*lines, *(f"  ({note})" for note in self.notes)])
+
+
+@dataclass
+class Table:
+    """All that one run measured, and what the figures depend on."""
+
+    about: dict[str, str]
+    rounds: int
+    sections: list[Section]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with every sample."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        about = textwrap.fill(", ".join(f"{key} {value}" for key, value in self.about.items()), 98)
+        how = f"measured in turns, {self.rounds} rounds after a warm-up, unless said otherwise"
+        return "\n\n".join([f"{about}\n{how}", *map(str, self.sections)])
+
+
+def memory(which: str) -> int | None:
+    """Bytes this process has in memory now (VmRSS) or had at its peak (VmHWM); None: unknown."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which)), None)
