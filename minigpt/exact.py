@@ -83,7 +83,8 @@ class ExactOps(RowOps):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
         n_in, n_out = weight.shape
-        shape = LinearShape(n_in, n_out, weight.stride(0) == 1, Place.of(x))
+        by_column, has_bias = weight.stride(0) == 1, bias is not None
+        shape = LinearShape(n_in, n_out, by_column, has_bias, Place.of(x))
         certified = certified_calls(shape)
 
         def call(rows: Tensor) -> Tensor:
@@ -306,6 +307,7 @@ class LinearShape(NamedTuple):
     n_in: int
     n_out: int
     by_column: bool  # how the weight lies in memory
+    has_bias: bool
     place: Place
 
 
@@ -339,43 +341,73 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
     The packed kernel is the reference where there is one, for its sums are the same on any number
     of threads. For small weights the plain one is quicker, and is taken if it is as steady.
     """
-    draw = _Draw(shape.place)
-    columns = min(shape.n_out, 127)  # the rest repeats them, which is quicker to make
-    rows, weight = draw.cancelling(TILE, shape.n_in, columns)
-    weight = weight.repeat(1, -(-shape.n_out // columns))[:, : shape.n_out]
-    weight = weight.T.contiguous().T if shape.by_column else weight.contiguous()
-    bias = torch.zeros_like(weight[0])
-    calls: dict[str, Callable[[Tensor], Tensor]] = {}
-    packed = Packed().kernel(weight)
-    if packed is not None:
-        calls["packed"] = lambda rows: packed(rows, bias)
-    calls["plain"] = lambda rows: plain_linear(rows, weight, bias)
     with torch.no_grad():
-        small = weight.numel() < PACK_FROM
-        if packed is not None and small and _steady(calls["plain"], rows, shape.place):
-            del calls["packed"]
-        first = next(iter(calls))
-        reference = _reference(calls[first], rows, 0, shape.place)
+        draw, probes = _Draw(shape.place), []
+        for _ in range(-(-ENOUGH // shape.n_out)):  # few columns tell little, so draw again
+            probes.append(_LinearProbe(shape, draw))
+        names = [name for name in ("packed", "plain") if name in probes[0].calls]
+        small = shape.n_in * shape.n_out < PACK_FROM
+        if small and len(names) > 1 and all(probe.steady("plain") for probe in probes):
+            names = ["plain"]
+        references = [probe.reference(names[0]) for probe in probes]
         kernel: dict[int, str] = {}
-        largest = max(TILE, PROBE_LIMIT / weight.numel())
+        largest = max(TILE, PROBE_LIMIT / (shape.n_in * shape.n_out))
         for size in SIZES:
-            if reference is None or size > largest:
+            if None in references or size > largest:
                 break
-            wide, want = _tiled(rows, size, 0), _tiled(reference, size, 0)
-            for name, call in calls.items():
-                if torch.equal(call(wide), want):
+            for name in names:
+                if all(probe.agrees(name, size) for probe in probes):
                     kernel[size] = name
                     break
-    return LinearCalls(first, kernel, tuple(kernel))
+    return LinearCalls(names[0], kernel, tuple(kernel))
 
 
-def _steady(call: Callable[[Tensor], Tensor], rows: Tensor, place: Place) -> bool:
-    """Does the reference call give the same bits on other numbers of threads?"""
-    results = []
-    for count in (1, 2, 3, 8):
-        with _threads(count, place.device):
-            results.append(call(rows))
-    return all(torch.equal(result, results[0]) for result in results)
+ENOUGH = 128  # columns, of all draws together
+
+
+class _LinearProbe:
+    """A weight, a bias and `TILE` rows on which another order of summation shows."""
+
+    def __init__(self, shape: LinearShape, draw: _Draw) -> None:
+        self.place = shape.place
+        columns = min(shape.n_out, 2 * ENOUGH - 1)  # the rest repeats them: quicker to make
+        self.rows, weight = draw.telling_product(TILE, shape.n_in, columns)
+        bias = None
+        if shape.has_bias:  # column j's sum for row j, but negative: where the bias comes in, shows
+            sums = (self.rows.double() @ weight.double())[
+                torch.arange(columns) % TILE, range(columns)
+            ]
+            bias = self._repeated(-sums.to(weight.dtype), shape.n_out)
+        weight = self._repeated(weight, shape.n_out)
+        weight = weight.T.contiguous().T if shape.by_column else weight.contiguous()
+        packed = Packed().kernel(weight)
+        self.calls: dict[str, Callable[[Tensor], Tensor]] = {}
+        if packed is not None:
+            self.calls["packed"] = lambda rows: packed(rows, bias)
+        self.calls["plain"] = lambda rows: plain_linear(rows, weight, bias)
+        self.want: Tensor | None = None
+
+    @staticmethod
+    def _repeated(x: Tensor, columns: int) -> Tensor:
+        times = [1] * (x.ndim - 1) + [-(-columns // x.shape[-1])]
+        return x.repeat(times)[..., :columns].contiguous()
+
+    def reference(self, name: str) -> Tensor | None:
+        self.want = _reference(self.calls[name], self.rows, 0, self.place)
+        return self.want
+
+    def agrees(self, name: str, size: int) -> bool:
+        """Does a call of this many rows give the reference's bits?"""
+        assert self.want is not None
+        return torch.equal(self.calls[name](_tiled(self.rows, size, 0)), _tiled(self.want, size, 0))
+
+    def steady(self, name: str) -> bool:
+        """Does the reference call give the same bits on other numbers of threads?"""
+        results = []
+        for count in (1, 2, 3, 8):
+            with _threads(count, self.place.device):
+                results.append(self.calls[name](self.rows))
+        return all(torch.equal(result, results[0]) for result in results)
 
 
 @cache
@@ -384,7 +416,7 @@ def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
     draw = _Draw(shape.place)
     call: Callable[[Tensor], Tensor]
     if shape.name == "layer_norm":
-        weight, bias = draw.normal(shape.width), torch.zeros_like(draw.normal(shape.width))
+        weight, bias = draw.normal(shape.width), draw.normal(shape.width)
         call = lambda rows: F.layer_norm(rows, (shape.width,), weight, bias)  # noqa: E731
         rows = 256 + 4 * draw.normal(TILE, shape.width)  # small beside its mean: sums must round
     else:
@@ -411,9 +443,9 @@ def attention_sizes(shape: AttentionShape) -> tuple[int, ...]:
     """
     draw = _Draw(shape.place)
     B, G, R, S, D = shape[:5]
-    q, k = draw.cancelling(G * R * TILE, D, G * S)
+    q, k = draw.telling_product(G * R * TILE, D, G * S)
     q, k = q.view(G, R, TILE, D), k.T.contiguous().view(G, S, D)
-    weights, v = draw.cancelling(G * R * TILE, S, G * D)
+    weights, v = draw.telling_product(G * R * TILE, S, G * D)
     weights, v = weights.view(G, R, TILE, S), v.view(S, G, D).transpose(0, 1).contiguous()
     scores = 4 * draw.normal(G, R, TILE, S)
     stages: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = [
@@ -505,6 +537,13 @@ class _Draw:
         x = torch.randn(shape, generator=self.generator)
         return x.to(self.place.device, self.place.dtype)
 
+    def telling_product(self, rows: int, width: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Two matrices to multiply. Half of the columns cancel; sums of two or three terms leave
+        nothing to see of that, so the other half are ordinary numbers."""
+        x, w = self.cancelling(rows, width, columns)
+        w[:, 1::2] = self.normal(width, len(range(1, columns, 2)))
+        return x, w
+
     def cancelling(self, rows: int, width: int, columns: int) -> tuple[Tensor, Tensor]:
         """(rows, width) and (width, columns) whose product is zero, but for rounding.
 
@@ -515,7 +554,7 @@ class _Draw:
         half = width // 2
         order = torch.randperm(half, generator=self.generator).to(self.place.device)
         x, w = 4 * self.normal(rows, half), 4 * self.normal(half, columns)
-        rest_x, rest_w = x.new_zeros(rows, width % 2), w.new_zeros(width % 2, columns)
+        rest_x, rest_w = self.normal(rows, width % 2), w.new_zeros(width % 2, columns)
         return torch.cat([x, -x[:, order], rest_x], 1), torch.cat([w, w[order], rest_w])
 
     def telling(self, function: Callable[[Tensor], Tensor], count: int) -> Tensor:

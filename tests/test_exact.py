@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigpt import MinigptError, exact
+from minigpt import GPT, GPTConfig, MinigptError, exact
 from minigpt.numerics import ACTIVATION, plain_linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -108,6 +108,22 @@ def test_precision_set_for_one_backend_alone_is_exact_too(exact, text):
         settings.fp32_precision = before
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 6, 7, 9, 12])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_narrow_models_are_exact(text, width, dtype):
+    """Sums of two or three terms, where a kernel differs by when it adds the bias."""
+    torch.manual_seed(width)
+    heads = max(n for n in (1, 2, 3) if width % n == 0)
+    config = GPTConfig(40, 40, width, 2, heads, initializer_range=1.0)
+    model = GPT(config, numerics="exact").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+    model, tokens = model.to(dtype), text(1, 40, vocab_size=40)
+    assert torch.equal(decoded(model, tokens, [17, 2, *[1] * 21]), model(tokens)[0])
+
+
 def test_gradient_mode_does_not_matter(exact, text):
     tokens = text(1, 50)
     with torch.inference_mode():
@@ -140,7 +156,7 @@ def test_probing_leaves_the_users_random_numbers_alone(make_model, text):
 class TestACertificate:
     """... is refused to a kernel whose bits depend on company, however slightly."""
 
-    SHAPE = exact.LinearShape(96, 64, by_column=False, place=PLACE)
+    SHAPE = exact.LinearShape(96, 64, by_column=False, has_bias=True, place=PLACE)
 
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch):
@@ -166,6 +182,20 @@ class TestACertificate:
         def plain(x, weight, bias):
             wide = x.shape[0] >= 64
             return self.split_sum(x, weight, bias) if wide else plain_linear(x, weight, bias)
+
+        place = exact.Place(dtype, torch.device("cpu"), 2, "highest")
+        monkeypatch.setattr(exact, "plain_linear", plain)
+        sizes = exact.certified_calls(self.SHAPE._replace(place=place)).sizes
+        assert 16 in sizes
+        assert not {64, 128, 256} & set(sizes)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_a_bias_that_is_added_at_another_place_of_the_sum(self, monkeypatch, dtype):
+        def plain(x, weight, bias):
+            if x.shape[0] < 64:
+                return plain_linear(x, weight, None) + bias
+            start = torch.addmm(bias.float(), x[:, :1].float(), weight[:1].float())
+            return (start + x[:, 1:].float() @ weight[1:].float()).to(x.dtype)
 
         place = exact.Place(dtype, torch.device("cpu"), 2, "highest")
         monkeypatch.setattr(exact, "plain_linear", plain)
