@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minigpt.cache import KEY_BLOCK
+from minigpt.cache import KEY_BLOCK, KVCache
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
 from minigpt.sampling import Sampler
@@ -50,6 +50,7 @@ def generate(
     stop_tokens: Sequence[int] | None = None,
     policy: str = "stop",
     on_token: Callable[[int], object] | None = None,
+    cache: KVCache | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -68,6 +69,8 @@ def generate(
             in sight, prefill the rest and go on. (GPT-2 learned a vector for each position, so a
             shifted text cannot reuse its keys and values.)
         on_token: called with each token as it comes.
+        cache: one that holds the first tokens of the prompt, or none yet: only the rest is
+            computed, and afterwards it holds the prompt and the new tokens, but for the last.
 
     Raises:
         MinigptError: for arguments out of range, before any work is done.
@@ -75,7 +78,7 @@ def generate(
     result = Generation(_listed("the prompt", ids))
     steps = _steps(
         model, result, max_new_tokens, Sampler(temperature, top_k, top_p), seed, use_cache,
-        stop_tokens, policy,
+        stop_tokens, policy, cache,
     )  # fmt: skip
     for token in steps:
         if on_token is not None:
@@ -118,6 +121,7 @@ def _steps(
     use_cache: bool,
     stop_tokens: Sequence[int] | None,
     policy: str,
+    cache: KVCache | None = None,
 ) -> Iterator[int]:
     """Check everything now; decode when iterated."""
     config = model.config
@@ -152,7 +156,7 @@ def _steps(
             f"{config.n_positions}: shorten it"
         )
     return _decode(model, result, window, max_new_tokens, sampler, seed, use_cache,
-                   frozenset(stop_tokens), policy)  # fmt: skip
+                   frozenset(stop_tokens), policy, cache)  # fmt: skip
 
 
 def _decode(
@@ -165,15 +169,19 @@ def _decode(
     use_cache: bool,
     stop_tokens: frozenset[int],
     policy: str,
+    cache: KVCache | None,
 ) -> Iterator[int]:
     limit = model.config.n_positions
     generator = torch.Generator().manual_seed(seed)
-    cache = None
-    if use_cache:  # whole key blocks, so that exact attention reads them as they lie
+    pending = window  # what the model has not seen yet; without a cache, everything
+    if cache is not None:
+        cache.truncate(min(len(cache), len(window) - 1))
+        pending = window[len(cache) :]
+    elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
         blocks = -(-(len(window) + max_new_tokens) // KEY_BLOCK)
         cache = model.new_cache(max_length=min(limit, blocks * KEY_BLOCK))
+    if cache is not None:
         result.cache_bytes = cache.nbytes
-    pending = window  # what the model has not seen yet; without a cache, everything
     began = time.perf_counter()
     for count in range(max_new_tokens):
         if len(window) > limit:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from pathlib import Path
+
+import torch
 
 import minigpt
+from minigpt import cache_file
+from minigpt.cache import KVCache
 from minigpt.commands.common import Subcommands, load, model_options, say
 from minigpt.errors import MinigptError
 from minigpt.generate import POLICIES, Generation
+from minigpt.model import GPT
 from minigpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -30,14 +37,29 @@ def add(commands: Subcommands) -> None:
         "--policy", choices=POLICIES, default="stop",
         help="at the context's end: stop, or forget the older half and go on",
     )  # fmt: skip
+    command.add_argument(
+        "--save-cache", metavar="FILE",
+        help="afterwards, keep what the model has seen, to go on with later; with "
+        "--max-new-tokens 0 the prompt alone",
+    )  # fmt: skip
+    command.add_argument(
+        "--load-cache", metavar="FILE",
+        help="go on from there: of a prompt only what the file does not hold is computed, and "
+        "without one the text in the file goes on",
+    )  # fmt: skip
     how = command.add_mutually_exclusive_group()
     how.add_argument("--no-cache", action="store_true", help="recompute everything for each token")
     how.add_argument("--compare", action="store_true", help="with the cache, then without: a table")
 
 
 def run(options: argparse.Namespace) -> int:
-    prompt = options.prompt
-    if prompt is None:
+    if (options.save_cache or options.load_cache) and (options.no_cache or options.compare):
+        raise MinigptError(
+            "--save-cache and --load-cache need a run with the cache: leave out --no-cache and "
+            "--compare"
+        )
+    prompt, cache, seconds = options.prompt, None, 0.0
+    if prompt is None and not options.load_cache:
         if sys.stdin.isatty():
             say("type a prompt, then Ctrl-D:")
         try:
@@ -46,7 +68,11 @@ def run(options: argparse.Namespace) -> int:
             raise MinigptError(f"standard input is not {error.encoding} text: {error}") from error
     model = load(options)
     tokenizer = Tokenizer.from_pretrained(options.model)
-    ids = tokenizer.encode(prompt)
+    if options.load_cache:
+        cache, prompt, ids, seconds = resume(options.load_cache, model, tokenizer, prompt)
+    else:
+        ids = tokenizer.encode(prompt)
+        cache = model.new_cache() if options.save_cache else None
     if not ids:
         say("the prompt is empty: starting from the end-of-text token")
 
@@ -65,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         if show:
             print(prompt, end="", flush=True)
         result = minigpt.generate(
-            model, ids, count, use_cache=use_cache, on_token=write, **settings
+            model, ids, count, use_cache=use_cache, on_token=write, cache=cache, **settings
         )
         if show:
             print(decoder.flush(), flush=True)
@@ -78,12 +104,56 @@ def run(options: argparse.Namespace) -> int:
     if result.finish_reason == "context":
         say(f"(stopped: the context of {model.config.n_positions} positions is full; "
             f"--policy reprefill goes on)")  # fmt: skip
-    cache = f"cache {result.cache_bytes:,} bytes" if result.cache_bytes else "no cache"
+    room = f"cache {result.cache_bytes:,} bytes" if result.cache_bytes else "no cache"
     say(
         f"\n{len(result.tokens)} tokens, first after {1000 * result.prefill_seconds:.0f} ms, "
-        f"then {result.tokens_per_second:,.1f} tokens/s ({cache}, {model.numerics} numerics)"
+        f"then {result.tokens_per_second:,.1f} tokens/s ({room}, {model.numerics} numerics)"
     )
+    if cache is not None and options.save_cache:
+        keep(
+            cache, options.save_cache, model, ids + result.tokens, seconds + result.prefill_seconds
+        )
     return 0
+
+
+def resume(
+    path: str, model: GPT, tokenizer: Tokenizer, prompt: str | None
+) -> tuple[KVCache, str, list[int], float]:
+    """A saved cache cut to what it shares with the prompt, the whole prompt as text and tokens, and
+    the seconds that the cache took to compute."""
+    began = time.perf_counter()
+    cache = cache_file.load(path, model, model.config.n_positions)
+    took = time.perf_counter() - began
+    if cache.batch_size != 1 or cache.tokens is None:
+        raise MinigptError(f"{path} holds {cache!r}, needed a single row whose tokens are known")
+    held = cache.tokens[0]
+    text = tokenizer.decode(held)
+    ids = held if prompt is None else tokenizer.encode(prompt)
+    prompt = text if prompt is None else prompt
+    agree = [a == b for a, b in zip(held, ids, strict=False)]
+    shared = [*agree, False].index(False)
+    if not all(agree) and not prompt.startswith(text):
+        raise MinigptError(
+            f"the prompt and the text in {path} part after {shared} tokens, where the file goes on "
+            f"with {tokenizer.decode(held[shared:][:8])!r}: begin the prompt with the file's text, "
+            f"or leave it out to go on from there"
+        )
+    cache.truncate(shared)
+    seconds = float(cache_file.about(path)["notes"].get("prefill_seconds", 0))
+    before = f"; prefilling took {seconds:.2f} s, so {seconds - took:.2f} s are saved"
+    say(f"({len(held)} tokens loaded in {took:.2f} s{before if seconds else ''})")
+    return cache, prompt, ids, seconds
+
+
+def keep(cache: KVCache, path: str, model: GPT, text: list[int], seconds: float) -> None:
+    """Save the cache, with those tokens of the text that the model has not seen yet."""
+    rest = text[len(cache) : cache.capacity]
+    began = time.perf_counter()
+    if rest and cache.tokens == [text[: len(cache)]]:  # or it holds only the end of a long text
+        model.next_logits(torch.tensor([rest], device=model.device), cache)
+    seconds += time.perf_counter() - began
+    cache_file.save(cache, path, {"prefill_seconds": seconds})
+    say(f"({len(cache)} tokens saved in {path}, {Path(path).stat().st_size:,} bytes)")
 
 
 def compare(cached: Generation, uncached: Generation) -> int:
