@@ -3,6 +3,7 @@
 from minigpt.batch import generate_batch
 from minigpt.beam import Beam, beam_search
 from minigpt.cache import KVCache
+from minigpt.cache_compare import compare_caches
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.generate import Generation, generate, stream
@@ -31,6 +32,7 @@ __all__ = [
     "TokenLogProb",
     "Tokenizer",
     "beam_search",
+    "compare_caches",
     "generate",
     "generate_batch",
     "score",

@@ -126,6 +126,29 @@ def load(
     return config, _read_tensors({name: stored[name] for name in expected}, dtype)
 
 
+def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
+    """What a checkpoint is, without reading its weights: the configuration, and their dtype.
+
+    `config.json` alone will do; the dtype is then the one it names, or float32.
+
+    Raises:
+        MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
+    """
+    source = Path(source)
+    settings = _read_config(source)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {source}, {error}") from error
+    if (source / WEIGHTS).exists() or (source / INDEX).exists():
+        found = {tensor.dtype for tensor in _read_headers(source).values()}
+        if len(found) == 1 and found <= _DTYPES.keys():
+            return config, _DTYPES[found.pop()]
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    return config, dtypes.get(str(named), torch.float32)
+
+
 def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint that `load` and transformers read as it is, in place of one already there.
 

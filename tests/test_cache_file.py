@@ -133,6 +133,16 @@ class TestTheFile:
         assert (tmp_path / "cache").read_bytes() == before
         assert os.listdir(tmp_path) == ["cache"]
 
+    def test_is_replaced_in_one_step_under_those_who_read_it(self, exact, prefilled, tmp_path):
+        cache = prefilled()
+        cache.save(tmp_path / "cache")
+        with (tmp_path / "cache").open("rb") as reader:
+            before = (tmp_path / "cache").read_bytes()
+            exact(torch.tensor([[1]]), cache=cache)
+            cache.save(tmp_path / "cache")
+            assert reader.read() == before
+        assert KVCache.load(tmp_path / "cache", exact).lengths == [51]
+
     def test_needs_a_directory_that_is_there(self, prefilled, tmp_path):
         with pytest.raises(MinigptError, match="could not be written to .*nowhere"):
             prefilled().save(tmp_path / "nowhere" / "cache")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, Tokenizer, hub, matrix, train
+from minigpt import GPT, GPTConfig, KVCache, Tokenizer, hub, matrix, train
 from minigpt.cli import main
 from minigpt.numerics import FastOps
 from minigpt.sampling import Sampler
@@ -205,6 +206,94 @@ class TestGenerate:
         arguments = ["--prompt", "Zoë", "--max-new-tokens", "0"]
         assert main(["generate", "--model", str(directory), *arguments]) == 0
         assert terminal.getvalue() == b"Zo?\n"
+
+
+class TestAKeptCache:
+    @pytest.fixture
+    def kept(self, run, tmp_path):
+        """kept(prompt, ...): the file that a run with that prompt alone leaves."""
+
+        def save(prompt=PROMPT, *arguments):
+            path = str(tmp_path / "cache")
+            code, *_ = run("generate", "--prompt", prompt, "--max-new-tokens", "0",
+                           "--save-cache", path, *arguments)  # fmt: skip
+            assert code == 0
+            return path
+
+        return save
+
+    @pytest.mark.parametrize("temperature", ["0", "0.9"])
+    @pytest.mark.parametrize("more", [None, PROMPT, PROMPT + " there was a fox"])
+    def test_goes_on_as_one_run_would(self, run, kept, temperature, more):
+        how = ("--max-new-tokens", "20", "--temperature", temperature, "--seed", "5")
+        _, once, _ = run("generate", "--prompt", more or PROMPT, *how)
+        given = ("--prompt", more) if more else ()
+        code, again, _ = run("generate", "--load-cache", kept(), *given, *how)
+        assert code == 0
+        assert again == once
+
+    def test_computes_only_what_it_does_not_hold(self, run, kept, monkeypatch):
+        path, seen, next_logits = kept(), [], GPT.next_logits
+
+        def spy(self, tokens, cache=None):
+            seen.append(tokens.shape[1])
+            return next_logits(self, tokens, cache)
+
+        monkeypatch.setattr(GPT, "next_logits", spy)
+        run("generate", "--load-cache", path, "--max-new-tokens", "3")
+        assert seen == [1, 1, 1]
+
+    def test_can_be_kept_again_and_again(self, run, kept, directory, tmp_path):
+        first, second = kept(), str(tmp_path / "second")
+        how = ("--max-new-tokens", "6", "--temperature", "0")
+        run("generate", "--load-cache", first, "--save-cache", second, *how)
+        _, out, _ = run("generate", "--load-cache", second, *how)
+        assert out == continued(directory, PROMPT, 12) + "\n"
+
+    def test_goes_on_where_a_word_was_cut(self, run, kept):
+        how = ("--max-new-tokens", "9", "--temperature", "0")
+        _, once, _ = run("generate", "--prompt", PROMPT + " there", *how)
+        _, again, _ = run("generate", "--load-cache", kept(PROMPT + " th"), "--prompt",
+                          PROMPT + " there", *how)  # fmt: skip
+        assert again == once
+
+    def test_tells_its_size_and_the_time_saved(self, run, tmp_path):
+        path = tmp_path / "cache"
+        _, _, told = run("generate", "--prompt", PROMPT, "--max-new-tokens", "4",
+                         "--save-cache", str(path), "--seed", "3")  # fmt: skip
+        assert f"tokens saved in {path}, {path.stat().st_size:,} bytes)" in told
+        _, _, told = run("generate", "--load-cache", str(path), "--max-new-tokens", "1")
+        assert re.search(r"\(\d+ tokens loaded in .* s; prefilling took .* s are saved\)", told)
+
+    def test_of_a_text_longer_than_the_context_holds_its_end(self, run, directory, tmp_path):
+        path = str(tmp_path / "cache")
+        code, _, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "90", "--temperature",
+                         "0", "--policy", "reprefill", "--save-cache", path)  # fmt: skip
+        assert code == 0
+        assert KVCache.load(path, GPT.from_pretrained(directory, numerics="exact")).tokens
+
+    @pytest.mark.parametrize("how", ["--no-cache", "--compare"])
+    def test_needs_a_run_with_the_cache(self, run, tmp_path, how):
+        code, out, err = run("generate", "--prompt", "x", "--save-cache", str(tmp_path / "c"), how)
+        assert (code, out) == (2, "")
+        assert err.startswith("minigpt: --save-cache and --load-cache need a run with the cache")
+
+    def test_conflicts_with_another_prompt(self, run, kept):
+        code, out, err = run("generate", "--load-cache", kept(), "--prompt", "The fox ran")
+        assert (code, out) == (2, "")
+        assert re.match(r"minigpt: the prompt and the text in .* part after 0 tokens, .*'Once", err)
+        assert err.count("\n") == 1
+
+    def test_is_refused_for_other_numerics(self, run, kept):
+        code, _, err = run("generate", "--load-cache", kept(), "--numerics", "fast")
+        assert code == 2
+        assert "was made with numerics exact and this model has fast" in err
+
+    def test_with_several_rows_has_no_text_to_go_on_with(self, run, directory, tmp_path):
+        GPT.from_pretrained(directory).new_cache(2).save(tmp_path / "cache")
+        code, _, err = run("generate", "--load-cache", str(tmp_path / "cache"))
+        assert code == 2
+        assert "needed a single row whose tokens are known" in err
 
 
 class TestAnInterrupt:

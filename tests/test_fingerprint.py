@@ -66,6 +66,13 @@ class TestTheChecksum:
                 changed.view(torch.int32)[place] ^= (1 << bit) - (1 << 32 if bit == 31 else 0)
                 assert checksum(changed) != before
 
+    @pytest.mark.parametrize("apart", [1, 7, 257, 5 * 257, PAGE - 1, PAGE + 1])
+    def test_shows_two_numbers_that_change_places(self, apart):
+        x = torch.arange(2 * PAGE)
+        swapped = x.clone()
+        swapped[[5, 5 + apart]] = x[[5 + apart, 5]]
+        assert checksum(swapped) != checksum(x)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
     def test_does_not_depend_on_where_the_numbers_lie(self, dtype):
         x = torch.arange(1000).to(dtype)

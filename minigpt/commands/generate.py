@@ -8,6 +8,7 @@ from typing import Any
 
 import minigpt
 from minigpt.commands.common import Subcommands, load, load_draft, model_options, say
+from minigpt.commands.kept import keep, resume
 from minigpt.errors import MinigptError
 from minigpt.generate import POLICIES, Generation
 from minigpt.model import GPT
@@ -40,6 +41,16 @@ def add(commands: Subcommands) -> None:
         "--draft", metavar="lookup|SOURCE",
         help="guess tokens and check several in one pass: from the text so far, or with a smaller "
         "model; the text is the same",
+    )  # fmt: skip
+    command.add_argument(
+        "--save-cache", metavar="FILE",
+        help="afterwards, keep what the model has seen, to go on with later; with "
+        "--max-new-tokens 0 the prompt alone",
+    )  # fmt: skip
+    command.add_argument(
+        "--load-cache", metavar="FILE",
+        help="go on from there: of a prompt only what the file does not hold is computed, and "
+        "without one the text in the file goes on",
     )  # fmt: skip
     how = command.add_mutually_exclusive_group()
     how.add_argument("--no-cache", action="store_true", help="recompute everything for each token")
@@ -75,10 +86,24 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    prompt = read_prompt(options.prompt)
+    alone = not options.no_cache and not options.compare and not options.samples
+    if (options.save_cache or options.load_cache) and not (alone and options.beams is None):
+        raise MinigptError(
+            "--save-cache and --load-cache need a run with the cache: leave out --no-cache, "
+            "--compare, --samples and --beams"
+        )
+    given = options.prompt
+    if given is None and not options.load_cache:
+        given = read_prompt()
     model = load(options)
     tokenizer = Tokenizer.from_pretrained(options.model)
-    ids = tokenizer.encode(prompt)
+    kept, seconds = None, 0.0
+    if options.load_cache:
+        kept, prompt, ids, seconds = resume(options.load_cache, model, tokenizer, given)
+    else:
+        prompt = given or ""
+        ids = tokenizer.encode(prompt)
+        kept = model.new_cache() if options.save_cache else None
     if not ids:
         say("the prompt is empty: starting from the end-of-text token")
     settings = {name: getattr(options, name) for name in SAMPLING}
@@ -93,7 +118,8 @@ def run(options: argparse.Namespace) -> int:
     def run(use_cache: bool, show: bool, count: int = options.max_new_tokens) -> Generation:
         return write(
             minigpt.stream_text(
-                model, tokenizer, ids, max_new_tokens=count, use_cache=use_cache, **settings
+                model, tokenizer, ids, max_new_tokens=count, use_cache=use_cache, cache=kept,
+                **settings,
             ),
             prompt, show,
         )  # fmt: skip
@@ -115,14 +141,15 @@ def run(options: argparse.Namespace) -> int:
         f"\n{len(result.tokens)} tokens, first after {1000 * result.prefill_seconds:.0f} ms, "
         f"then {result.tokens_per_second:,.1f} tokens/s ({cache}, {model.numerics} numerics)"
     )
+    if kept is not None and options.save_cache:
+        text = ids + result.tokens
+        keep(kept, options.save_cache, model, text, seconds + result.prefill_seconds)
     if options.draft:
         say(acceptance(result.drafted, result.accepted))
     return 0
 
 
-def read_prompt(prompt: str | None) -> str:
-    if prompt is not None:
-        return prompt
+def read_prompt() -> str:
     if sys.stdin.isatty():
         say("type a prompt, then Ctrl-D:")
     try:

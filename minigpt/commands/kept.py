@@ -1,0 +1,55 @@
+"""`--save-cache` and `--load-cache`: a long prompt is prefilled once and goes on another day."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from minigpt import cache_file
+from minigpt.cache import KVCache
+from minigpt.commands.common import say
+from minigpt.errors import MinigptError
+from minigpt.model import GPT
+from minigpt.tokenizer import Tokenizer
+
+
+def resume(
+    path: str, model: GPT, tokenizer: Tokenizer, prompt: str | None
+) -> tuple[KVCache, str, list[int], float]:
+    """A saved cache cut to what it shares with the prompt, the whole prompt as text and tokens, and
+    the seconds that the cache took to compute."""
+    began = time.perf_counter()
+    cache = cache_file.load(path, model, model.config.n_positions)
+    took = time.perf_counter() - began
+    if cache.batch_size != 1 or cache.tokens is None:
+        raise MinigptError(f"{path} holds {cache!r}, needed a single row whose tokens are known")
+    held = cache.tokens[0]
+    text = tokenizer.decode(held)
+    ids = held if prompt is None else tokenizer.encode(prompt)
+    prompt = text if prompt is None else prompt
+    agree = [a == b for a, b in zip(held, ids, strict=False)]
+    shared = [*agree, False].index(False)
+    if not all(agree) and not prompt.startswith(text):
+        raise MinigptError(
+            f"the prompt and the text in {path} part after {shared} tokens, where the file goes on "
+            f"with {tokenizer.decode(held[shared:][:8])!r}: begin the prompt with the file's text, "
+            f"or leave it out to go on from there"
+        )
+    cache.truncate(shared)
+    seconds = float(cache_file.about(path)["notes"].get("prefill_seconds", 0))
+    before = f"; prefilling took {seconds:.2f} s, so {seconds - took:.2f} s are saved"
+    say(f"({len(held)} tokens loaded in {took:.2f} s{before if seconds else ''})")
+    return cache, prompt, ids, seconds
+
+
+def keep(cache: KVCache, path: str, model: GPT, text: list[int], seconds: float) -> None:
+    """Save the cache, with those tokens of the text that the model has not seen yet."""
+    rest = text[len(cache) : cache.capacity]
+    began = time.perf_counter()
+    if rest and cache.tokens == [text[: len(cache)]]:  # or it holds only the end of a long text
+        model.next_logits(torch.tensor([rest], device=model.device), cache)
+    seconds += time.perf_counter() - began
+    cache_file.save(cache, path, {"prefill_seconds": seconds})
+    say(f"({len(cache)} tokens saved in {path}, {Path(path).stat().st_size:,} bytes)")

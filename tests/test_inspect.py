@@ -1,0 +1,175 @@
+"""What a model is made of and what its caches cost: the numbers are those of the real things."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.cache_kinds import KINDS
+from minigpt.commands import inspect as command
+from minigpt.inspect import cache_bytes, inspect, parse_size
+
+TOY = "weights/toy"
+
+
+@pytest.fixture
+def run(capsys):
+    """run("gpt2", ...): exit code, stdout and stderr of the command."""
+
+    def call(*arguments):
+        top = argparse.ArgumentParser()
+        command.add(top.add_subparsers())
+        options = top.parse_args(["inspect", *arguments])
+        return options.run(options), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    """A checkpoint in bfloat16, with grouped heads and a head of its own."""
+    changes = {"n_kv_head": 1, "tie_word_embeddings": False}
+    make_model(dtype=torch.bfloat16, **changes).save_pretrained(tmp_path)
+    return tmp_path
+
+
+class TestTheParameters:
+    def test_of_gpt2_are_those_published(self):
+        assert inspect("gpt2").total == 124_439_808
+
+    def test_add_up_to_the_models(self, saved):
+        found, model = inspect(saved), GPT.from_pretrained(saved)
+        assert found.total == sum(p.numel() for p in model.parameters())
+        assert found.nbytes == sum(p.nbytes for p in model.parameters())
+        assert found.dtype == "bfloat16"
+
+    def test_are_told_by_part(self, saved):
+        found, model = inspect(saved).parameters, GPT.from_pretrained(saved)
+        for part, module in (("token embeddings", model.wte), ("position embeddings", model.wpe),
+                             ("output head", model.lm_head)):  # fmt: skip
+            assert found[part] == module.weight.numel()
+        for part, name in (("attention", "attn"), ("MLPs", "mlp")):
+            blocks = [getattr(block, name) for block in model.h]
+            assert found[part] == sum(p.numel() for b in blocks for p in b.parameters())
+
+    def test_have_no_head_of_their_own_where_it_is_tied(self):
+        assert "output head" not in inspect("gpt2").parameters
+
+    def test_need_no_weights(self, saved):
+        want = inspect(saved).parameters
+        (saved / "model.safetensors").unlink()
+        assert inspect(saved).parameters == want
+        assert inspect(saved).dtype == "bfloat16"  # as config.json says
+
+
+class TestTheCaches:
+    @pytest.mark.parametrize("length", [0, 1, 33, 160])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_take_what_a_real_one_takes(self, make_model, text, kind, length):
+        model = make_model(n_kv_head=1)
+        cache = model.new_cache(kind=kind)
+        if length:
+            model(text(1, length), cache=cache)
+        assert cache_bytes(model.config, kind, length) == cache.nbytes
+
+    def test_are_told_by_kind_and_dtype(self):
+        found = {(cost.kind, cost.dtype): cost for cost in inspect("gpt2").caches}
+        assert len(found) == 2 * len(KINDS)
+        assert found["static", "float32"].token == 73_728  # 2 x 12 layers x 768 x 4 bytes
+        assert found["static", "bfloat16"].sequence == 1024 * 73_728 // 2
+        assert found["quantized", "float32"].token == 20_160
+        assert found["window", "float32"].sequence == (4 + 256) * 73_728
+
+    def test_of_a_batch_take_what_a_real_batch_takes(self, saved):
+        model = GPT.from_pretrained(saved)
+        found = {(cost.kind, cost.dtype): cost for cost in inspect(saved, batch=3).caches}
+        for kind in ("static", "quantized"):
+            assert found[kind, "bfloat16"].batch == model.new_cache(3, kind=kind).nbytes
+
+    def test_fit_beside_the_weights(self):
+        weights, per_token = 4 * 124_439_808, 73_728
+        found = inspect("gpt2", memory=weights + 2 * 1024 * per_token + 5 * per_token).caches[0]
+        assert (found.tokens_that_fit, found.sequences_that_fit) == (2 * 1024 + 5, 2)
+
+    def test_do_not_fit_where_the_weights_do_not(self):
+        found = inspect("gpt2", memory=10**6).caches[0]
+        assert (found.tokens_that_fit, found.sequences_that_fit) == (0, 0)
+
+
+class TestTheSource:
+    def test_may_be_a_preset_with_or_without_random_before_it(self):
+        assert inspect("random:gpt2-xl").config == inspect("gpt2-xl").config
+        assert inspect("gpt2-xl").config == GPTConfig.preset("gpt2-xl")
+
+    def test_is_the_directory_where_one_has_a_presets_name(self, saved, monkeypatch):
+        (saved / "gpt2").mkdir()
+        (saved / "gpt2" / "config.json").write_bytes((saved / "config.json").read_bytes())
+        monkeypatch.chdir(saved)
+        assert inspect("gpt2").config.vocab_size == 211
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("random:gpt9",), "no preset is called 'gpt9'"),
+            (("./nowhere",), "there is no directory './nowhere'"),
+            ((TOY, 0), "batch is 0, needed a whole number of at least 1"),
+            ((TOY, 1, 0), "memory is 0, needed"),
+        ],
+    )
+    def test_or_the_numbers_can_be_wrong(self, arguments, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            inspect(*arguments)
+
+    def test_needs_a_config(self, tmp_path):
+        with pytest.raises(MinigptError, match=r"config\.json does not exist"):
+            inspect(tmp_path)
+
+    def test_needs_a_gpt2(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+        with pytest.raises(MinigptError, match="says model_type 'llama'"):
+            inspect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512 * 10**6), ("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("1.5 gb", 15 * 10**8),
+     ("64k", 64_000), ("1000", 1000), (" 2 TiB ", 2**41), ("7B", 7)],
+)  # fmt: skip
+def test_a_size_is_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "8 gigs", "-1GB", "0", "1e9", "8iB", "nan"])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(MinigptError, match="needed a number of bytes such as 512MB, 8GB or 8GiB"):
+        parse_size(text)
+
+
+class TestTheCommand:
+    def test_prints_aligned_tables(self, run):
+        code, out, err = run("gpt2", "--batch", "2")
+        parameters, caches = out.split("\n\n")[1:3]
+        assert (code, err) == (0, "")
+        assert out.startswith("gpt2: 12 layers, 12 heads of 64, width 768, context 1,024")
+        assert len({len(line) for line in parameters.splitlines()}) == 1
+        assert len({len(line) for line in caches.splitlines()[1:]}) == 1
+        assert "124,439,808  100.0%" in out
+
+    def test_writes_json(self, run):
+        code, out, _ = run("gpt2", "--json", "--memory", "1GiB")
+        found = json.loads(out)
+        assert code == 0
+        assert found["total"] == 124_439_808
+        assert found["memory"] == 2**30
+        assert found["caches"][0]["token"] == 73_728
+
+    def test_draws(self, run, tmp_path):
+        pytest.importorskip("matplotlib")
+        code, _, err = run("gpt2", "--plot", str(tmp_path / "growth.svg"))
+        assert code == 0
+        assert "tokens" in (tmp_path / "growth.svg").read_text()
+        assert "drawn in" in err
