@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.cache import KEY_BLOCK, KVCache, listed
 from minigpt.errors import MinigptError
-from minigpt.generate import Generation, Row, evaluating
+from minigpt.generate import Generation, Row, evaluating, sampler_settings
 from minigpt.model import GPT
 from minigpt.sampling import Sampler
 
@@ -58,7 +58,7 @@ def generate_batch(
     """
     if type(n) is not int or n < 1:
         raise MinigptError(f"n is {n!r}, needed a whole number of at least 1")
-    prompts = list(prompts)
+    prompts = listed(prompts)
     if not prompts:
         raise MinigptError("no prompts were given, needed at least one")
     if any(isinstance(prompt, (int, str)) for prompt in prompts):
@@ -66,10 +66,10 @@ def generate_batch(
             "prompts is a list of single tokens or texts, needed a list of lists of token ids"
         )
     count = len(prompts) * n
-    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else list(seed)
+    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else listed(seed)
     if len(seeds) != count:
         raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
-    sampler = Sampler(**sampling)
+    sampler = Sampler(**sampler_settings(sampling))
     rows = [
         Row(model, prompts[number // n], max_new_tokens, sampler, its_seed, stop_tokens, policy)
         for number, its_seed in enumerate(seeds)

@@ -7,6 +7,7 @@ one that had none is gone. With the paged cache that copies no keys and values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,8 @@ def beam_search(
             f"beams is {beams!r}, needed a whole number from 1 to the vocabulary's "
             f"{model.config.vocab_size}"
         )
-    if not isinstance(length_penalty, (int, float)) or isinstance(length_penalty, bool):
+    number = isinstance(length_penalty, (int, float)) and not isinstance(length_penalty, bool)
+    if not number or not math.isfinite(length_penalty):
         raise MinigptError(f"length_penalty is {length_penalty!r}, needed a number")
     row = Row(model, ids, max_new_tokens, Sampler(), 0, stop_tokens)
     prompt, stops = row.window, sorted(row.stop_tokens)

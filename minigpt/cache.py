@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -158,7 +158,7 @@ class KVCache(ABC):
 
     # --- surgery ----------------------------------------------------------------------------------
 
-    def truncate(self, length: int | Sequence[int]) -> None:
+    def truncate(self, length: int | Sequence[int] | Tensor) -> None:
         """Forget every position from `length` on.
 
         Args:
@@ -167,13 +167,13 @@ class KVCache(ABC):
         Raises:
             MinigptError: when a length is negative or more than the cache holds.
         """
-        if isinstance(length, Sequence):
-            if len(length) != self.batch_size:
+        if isinstance(length, (Sequence, Tensor)) and not isinstance(length, str):
+            wanted, held = listed(length), self._lengths
+            if len(wanted) != self.batch_size:
                 raise MinigptError(
-                    f"{len(length)} lengths were given for {self.batch_size} rows: give one for "
+                    f"{len(wanted)} lengths were given for {self.batch_size} rows: give one for "
                     f"each, or a single number for all"
                 )
-            wanted, held = list(length), self._lengths
         else:
             wanted, held = [length] * self.batch_size, [len(self)] * self.batch_size
         for new, old in zip(wanted, held, strict=True):
@@ -197,6 +197,9 @@ class KVCache(ABC):
         """A second cache with the same history; either can go on alone."""
         return self.select(range(self.batch_size))
 
+    def __deepcopy__(self, memo: object) -> KVCache:
+        return self.fork()  # and not a copy of the model that it knows
+
     def expand(self, count: int) -> KVCache:
         """A cache of `count` rows, each with the history of this one's only row.
 
@@ -212,13 +215,13 @@ class KVCache(ABC):
         self._refuse_beyond_memory(count * self._bytes_per_copy(), count)
         return self.select([0] * count)
 
-    def select(self, rows: Sequence[int]) -> KVCache:
+    def select(self, rows: Sequence[int] | Tensor) -> KVCache:
         """A cache with these rows of this one, in this order; a row may come several times.
 
         Raises:
             MinigptError: for a row that is not there, or no row at all.
         """
-        rows = list(rows)
+        rows = listed(rows)
         if not rows:
             raise MinigptError("no rows were selected, needed at least one")
         for row in rows:
@@ -235,9 +238,15 @@ class KVCache(ABC):
         Raises:
             MinigptError: when there are none, or they differ in model, dtype, device or kind.
         """
-        caches = list(caches)
+        caches = listed(caches)
         if not caches:
             raise MinigptError("no caches were given to concat, needed at least one")
+        for cache in caches:
+            if not isinstance(cache, KVCache):
+                raise MinigptError(
+                    f"concat was given a {type(cache).__name__}, needed caches from "
+                    f"model.new_cache()"
+                )
         first = caches[0]
         for cache in caches[1:]:
             if cache.spec != first.spec or cache._settings() != first._settings():
@@ -262,12 +271,19 @@ class KVCache(ABC):
 
     # --- looking inside, keeping ------------------------------------------------------------------
 
-    @abstractmethod
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, (B, G, S, D); rows shorter than S end in zeros.
 
         Views of the cache where its kind keeps them in one piece, copies elsewhere.
+
+        Raises:
+            MinigptError: for a layer that is not there.
         """
+        if not is_whole(index) or not 0 <= index < self.spec.n_layer:
+            raise MinigptError(
+                f"there is no layer {index!r}, needed one of 0 to {self.spec.n_layer - 1}"
+            )
+        return self._layer(index)
 
     def save(self, path: str | Path) -> None:
         """Write the cache to one safetensors file, with its tokens and a fingerprint of the model.
@@ -311,6 +327,10 @@ class KVCache(ABC):
     @abstractmethod
     def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         """See `LayerCache.append`."""
+
+    @abstractmethod
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `layer`."""
 
     @abstractmethod
     def _forget(self, lengths: Sequence[int], end: int) -> None:
@@ -426,7 +446,7 @@ class StaticCache(KVCache):
             held = slice(0, cache._lengths[row])
             self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         keys, values = self._views[index]
         return keys[:, :, : len(self)], values[:, :, : len(self)]
 
@@ -471,7 +491,7 @@ class GrowingCache(KVCache):
                 rows.append(padded(held, longest))
             self._data[layer] = torch.stack(rows, 1)
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         keys, values = self._data[index]
         return keys, values
 
@@ -508,6 +528,19 @@ def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
 def padded(held: Tensor, length: int) -> Tensor:
     """(..., S, D) with zeros after it: (..., length, D)."""
     return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))
+
+
+def listed(values: Iterable[Any] | Tensor) -> list[Any]:
+    """A list of what is in a list, a range, a tensor or an array.
+
+    Raises:
+        MinigptError: for what is none of these.
+    """
+    try:
+        return values.tolist() if hasattr(values, "tolist") else list(values)
+    except TypeError:
+        found = type(values).__name__
+        raise MinigptError(f"found a {found}, needed a list") from None
 
 
 def is_whole(value: object) -> bool:

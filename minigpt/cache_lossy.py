@@ -111,7 +111,7 @@ class QuantizedCache(KVCache):
                 held = min(to.shape[3], source.shape[3])
                 to[:, new, :, :held] = source[:, row, :, :held]
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies (B, G, S, D), as attention gets them."""
         keys, values = [], []
         for row, end in enumerate(self._lengths):
@@ -221,7 +221,7 @@ class WindowCache(KVCache):
     def _settings(self) -> tuple[object, ...]:
         return self.kind, self.window, self.sinks
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, G, held, D); `positions` says which they are."""
         keys, values = self._data[index]
         return keys, values

@@ -175,16 +175,16 @@ class PagedCache(KVCache):
     def _bytes_per_copy(self) -> int:
         return self.page * self.spec.bytes_per_token  # the page that the row goes on writing in
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies (B, G, S, D), gathered from the pages."""
         longest = max(len(table) for table in self.tables)
         pages = torch.tensor([table + [ZEROS] * (longest - len(table)) for table in self.tables])
-        keys, values = self.pool.data[index]  # (G, pages, size·D)
+        data = self.pool.data[index]  # (2, G, pages, size·D)
         shape = (self.spec.n_kv_head, self.batch_size, longest * self.page, self.spec.head_dim)
         seen = torch.arange(longest * self.page) < torch.tensor(self._lengths)[:, None]  # (B, S')
         kept = seen[:, None, :, None].to(self.spec.device)
-        both = [
-            (data[:, pages].reshape(shape).transpose(0, 1) * kept)[:, :, : len(self)]
-            for data in (keys, values)
-        ]
-        return both[0], both[1]
+        keys, values = (
+            (part[:, pages].reshape(shape).transpose(0, 1) * kept)[:, :, : len(self)]
+            for part in data
+        )
+        return keys, values

@@ -139,7 +139,7 @@ def stream(
         MinigptError: for arguments out of range, in the call itself.
     """
     row = Row(
-        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **_known(sampling)), seed,
+        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **sampler_settings(sampling)), seed,
         stop_tokens, policy, top_log_probabilities,
     )  # fmt: skip
     return TokenStream(_decode(model, row, use_cache, cache, draft), row.result)
@@ -371,7 +371,8 @@ def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptEr
     return error if place is None else MinigptError(f"{error} (first in {place})")
 
 
-def _known(sampling: dict[str, Any]) -> dict[str, Any]:
+def sampler_settings(sampling: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a `Sampler`, if that is what they are."""
     known = list(Sampler.__dataclass_fields__)
     for name in sampling:
         if name not in known:
@@ -383,7 +384,7 @@ def _known(sampling: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(name: str, tokens: Sequence[int]) -> list[int]:
     try:
-        return list(tokens)
+        return tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
     except TypeError:
         raise MinigptError(f"{name} is {tokens!r}, needed a list of token ids") from None
 

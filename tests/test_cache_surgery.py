@@ -5,6 +5,7 @@ The model of a cache is a list of token lists; every operation is done to both.
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -173,6 +174,18 @@ def test_rows_of_different_lengths_go_on_as_each_would_alone(
         )
 
 
+def test_tensors_of_rows_and_lengths_will_do(ragged):
+    ragged.truncate(torch.tensor([5, 4, 3]))
+    assert ragged.select(torch.tensor([2, 0])).lengths == [3, 5]
+
+
+def test_a_deep_copy_is_a_fork(ragged):
+    twin = copy.deepcopy(ragged)
+    assert twin.model is ragged.model
+    twin.reset()
+    assert ragged.lengths == [5, 20, 12]
+
+
 def test_a_single_number_truncates_only_the_rows_that_are_longer(ragged):
     ragged.truncate(10)
     assert ragged.lengths == [5, 10, 10]
@@ -188,6 +201,12 @@ def test_a_single_number_truncates_only_the_rows_that_are_longer(ragged):
         (lambda c: c.select([0, 3]), "cannot select row 3: this cache has rows 0 to 2"),
         (lambda c: c.select([-1]), "cannot select row -1"),
         (lambda c: c.select([]), "no rows were selected"),
+        (lambda c: c.select(0), "found a int, needed a list"),
+        (lambda c: c.concat([c, 3]), "concat was given a int, needed caches"),
+        (lambda c: c.concat(c.lengths[0]), "found a int, needed a list"),
+        (lambda c: c.layer(2), "there is no layer 2, needed one of 0 to 1"),
+        (lambda c: c.layer("a"), "there is no layer 'a'"),
+        (lambda c: c.truncate("abc"), "cannot truncate to 'abc'"),
         (lambda c: c.expand(2), "has 3 rows and only a single one can be expanded"),
         (lambda c: c.select([0]).expand(0), "number of rows to expand to is 0, needed"),
         (lambda c: KVCache.concat([]), "no caches were given to concat"),
