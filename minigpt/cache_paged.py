@@ -178,7 +178,8 @@ class PagedCache(KVCache):
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies (B, G, S, D), gathered from the pages."""
         longest = max(len(table) for table in self.tables)
-        pages = torch.tensor([table + [ZEROS] * (longest - len(table)) for table in self.tables])
+        filled = [table + [ZEROS] * (longest - len(table)) for table in self.tables]
+        pages = torch.tensor(filled, dtype=torch.int64)  # also when there are none
         data = self.pool.data[index]  # (2, G, pages, size·D)
         shape = (self.spec.n_kv_head, self.batch_size, longest * self.page, self.spec.head_dim)
         seen = torch.arange(longest * self.page) < torch.tensor(self._lengths)[:, None]  # (B, S')

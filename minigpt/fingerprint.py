@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minigpt.numerics import _optimizer_steps
+from minigpt.numerics import optimizer_steps
 
 if TYPE_CHECKING:
     from minigpt.model import GPT
@@ -32,7 +32,7 @@ def fingerprint(model: GPT) -> str:
     mistakes, not for forgers: it misses changes that cancel in a `checksum`.
     """
     weights = dict(model.named_parameters())
-    state: list[Any] = [_optimizer_steps()[0]]
+    state: list[Any] = [optimizer_steps()[0]]
     for name, weight in weights.items():
         version = 0 if weight.is_inference() else weight._version
         storage = weight.untyped_storage()

@@ -139,7 +139,8 @@ def stream(
         MinigptError: for arguments out of range, in the call itself.
     """
     row = Row(
-        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p, **sampler_settings(sampling)), seed,
+        model, ids, max_new_tokens,
+        Sampler(temperature, top_k, top_p, **sampler_settings(sampling)), seed,
         stop_tokens, policy, top_log_probabilities,
     )  # fmt: skip
     return TokenStream(_decode(model, row, use_cache, cache, draft), row.result)

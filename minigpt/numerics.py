@@ -165,7 +165,7 @@ class Packed:
         version = 0 if weight.is_inference() else weight._version
         # The storage is kept alive, so that its address cannot come to mean another weight. Fused
         # optimizers change weights without counting a new version, so their steps count as well.
-        steps = _optimizer_steps()[0]
+        steps = optimizer_steps()[0]
         source = (weight.untyped_storage(), weight.data_ptr(), version, steps, weight.dtype)
         if source[1:] != self._source[1:]:
             self._kernel, self._source = _pack(weight), source
@@ -179,7 +179,7 @@ class Packed:
 
 
 @lru_cache
-def _optimizer_steps() -> list[int]:
+def optimizer_steps() -> list[int]:
     """[number of optimizer steps taken in this process, since this was first called]."""
     steps = [0]
 

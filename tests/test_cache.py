@@ -60,6 +60,12 @@ def test_a_layers_keys_and_values_can_be_looked_at(filled):
     assert keys.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_caches_layer_is_empty(exact, kind):
+    keys, values = exact.new_cache(2, kind=kind).layer(1)
+    assert keys.shape == values.shape == (2, 3, 0, 16)
+
+
 def test_a_static_caches_layer_is_a_view(exact, text):
     cache = exact.new_cache()
     keys, values = cache.layer(1)

@@ -513,7 +513,10 @@ class TestAMistake:
         assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "verify", "bench", "train", "download"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "play", "verify", "inspect", "score", "bench", "train", "download"],
+)
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
