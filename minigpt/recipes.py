@@ -154,10 +154,11 @@ def configure(base: TrainConfig, changes: Mapping[str, Any], where: str) -> Trai
     if unknown:
         raise MinigptError(f"{where} sets {unknown[0]!r}, needed one of {', '.join(names)}")
     floats = {f.name for f in fields(TrainConfig) if f.type == "float"}
-    return replace(base, **{
+    exact: dict[str, Any] = {
         name: float(value) if name in floats and type(value) is int else value
         for name, value in changes.items()
-    })  # fmt: skip
+    }  # so that 1 and 1.0, written in a file, are the same
+    return replace(base, **exact)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -207,7 +208,7 @@ PRESETS: dict[str, TrainConfig] = {
     # nanoGPT's two settings for one text at the level of characters: a laptop's and a GPU's.
     "laptop": TrainConfig(
         tokenizer="char", held_out=0.1, n_layer=4, n_head=4, n_embd=128, n_positions=64,
-        batch_size=12, learning_rate=1e-3, beta2=0.99,
+        batch_size=12, learning_rate=2e-3, beta2=0.99,
     ),
     "gpu": TrainConfig(
         tokenizer="char", held_out=0.1, n_layer=6, n_head=6, n_embd=384, n_positions=256,
@@ -221,7 +222,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "lora": TrainConfig(
         start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=3e-4,
-        warmup=20, schedule="constant", dropout=0.05, weight_decay=0.0, lora_rank=8, evaluate_every=20,
-        save_every=100, beta2=0.99,
+        warmup=20, schedule="constant", dropout=0.05, weight_decay=0.0, lora_rank=8,
+        evaluate_every=20, save_every=100, beta2=0.99,
     ),
 }  # fmt: skip
