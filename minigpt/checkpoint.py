@@ -42,6 +42,7 @@ class State:
     best_step: int = 0
     average: float | None = None  # of the training loss, for the progress bar
     seconds: float = 0.0  # spent training
+    source: str = ""  # a fingerprint of the data
     scaler: dict[str, Any] = field(default_factory=dict)  # of float16's gradients
 
 

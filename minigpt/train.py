@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,14 +76,17 @@ def train(
     processes = processes or Processes(torch.device(config.device))
     run = Run(model, source, config, Path(directory), processes, resume)
     writes = processes.rank == 0
-    log = Log(run.directory, run.state.step, config.tensorboard) if writes else None
     bar = tqdm(
         initial=run.state.step, total=config.steps, desc="training", unit="step",
         disable=not writes, dynamic_ncols=True,
     )  # fmt: skip
     tokens, began = config.batch_size * source.width, run.state.seconds
     first = run.state.step
-    with interrupts() as asked, bar:
+    with (
+        interrupts() as asked,
+        Log(run.directory, run.state.step, config.tensorboard) if writes else nullcontext() as log,
+        bar,
+    ):
         while run.state.step < config.steps:
             step = run.step(asked())
             done = run.state.step
@@ -108,8 +111,6 @@ def train(
             if step.stop and not last:
                 report(f"stopped after step {done}, which is saved: --resume goes on from there")
                 raise KeyboardInterrupt
-    if log:
-        log.close()
     return run.state
 
 
@@ -134,6 +135,12 @@ class Run:
             )
         if found:
             self.state, stored, moments = checkpoint.load(found, config)
+            if self.state.source != source.fingerprint():
+                raise MinigptError(
+                    f"the data have changed since {found} was saved, needed the same to resume: "
+                    f"bring them back, or train into another directory"
+                )
+        self.state.source = source.fingerprint()
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:  # better now than after ten minutes of training
@@ -160,7 +167,8 @@ class Run:
             torch.autocast, kind, getattr(torch, config.precision),
             enabled=config.precision != "float32",
         )  # fmt: skip
-        self.scaler.load_state_dict(self.state.scaler)
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
         for name, parameter in self.trained().items():
             for key in ("step", "exp_avg", "exp_avg_sq") if moments else ():
                 value = moments[f"{name}.adam.{key}"]
