@@ -17,6 +17,7 @@ from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
+from minigpt.tasks import TASKS, Task
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("cosine", "constant")
@@ -51,6 +52,7 @@ class TrainConfig:
     n_embd: int = setting(160, "width")
     n_positions: int = setting(256, "context: tokens in a window")
     dropout: float = setting(0.0, "probability, after embeddings, attention and MLP")
+    initializer_range: float = setting(0.02, "standard deviation of new weights")
     freeze: str = setting("", "parameters left as they are: prefixes such as wte,wpe,h.0")
     lora_rank: int = setting(0, "above 0: train only products of this rank, added to matrices")
     lora_scale: float = setting(2.0, "what the products are multiplied by")
@@ -109,6 +111,8 @@ class TrainConfig:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed a positive number")
         if not 0 <= self.seed < 2**63 - 1:
             raise MinigptError(f"seed is {self.seed}, needed a whole number from 0 to 2**63 - 2")
+        if self.task and self.task not in TASKS:
+            raise MinigptError(f"task is {self.task!r}, needed one of {', '.join(TASKS)}")
         unknown = [name for name in self.lora_on.split(",") if name not in PROJECTIONS]
         if unknown:
             raise MinigptError(
@@ -121,7 +125,7 @@ class TrainConfig:
         return GPTConfig(
             vocab_size, self.n_positions, self.n_embd, self.n_layer, self.n_head,
             eos_token_id=end_of_text, embd_pdrop=self.dropout, attn_pdrop=self.dropout,
-            resid_pdrop=self.dropout,
+            resid_pdrop=self.dropout, initializer_range=self.initializer_range,
         )  # fmt: skip
 
     def to_toml(self) -> str:
@@ -202,6 +206,17 @@ def _check_type(name: str, value: object, kind: str) -> None:
         raise MinigptError(f"{name} is {value!r}, needed a {kind}")
 
 
+def _for_task(task: Task) -> TrainConfig:
+    """A run of the task's own recipe."""
+    recipe, shape = task.recipe, task.config()
+    return TrainConfig(
+        task=task.name, n_layer=recipe.n_layer, n_embd=recipe.n_embd, n_head=recipe.n_head,
+        n_positions=shape.n_positions, initializer_range=shape.initializer_range,
+        steps=recipe.steps, learning_rate=recipe.learning_rate, batch_size=recipe.batch_size,
+        weight_decay=recipe.weight_decay, evaluate_every=100, save_every=100,
+    )  # fmt: skip
+
+
 PRESETS: dict[str, TrainConfig] = {
     # The bundled model, weights/toy.
     "toy": TrainConfig(),
@@ -225,4 +240,5 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=20, schedule="constant", dropout=0.05, weight_decay=0.0, lora_rank=8,
         evaluate_every=20, save_every=100, beta2=0.99,
     ),
+    **{name: _for_task(task) for name, task in TASKS.items()},
 }  # fmt: skip

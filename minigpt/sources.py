@@ -21,9 +21,12 @@ from minigpt import data
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
 from minigpt.recipes import TrainConfig
+from minigpt.tasks import TASKS, Problem, Task
 from minigpt.tokenizer import Tokenizer
 
 ROWS = 64  # windows in one pass of an evaluation
+PROBLEMS = 1_000  # unseen ones to evaluate on, where all of them would be too many ...
+SHOWN = 1  # ... drawn from this seed; accuracy at the end is measured on those of another
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (R, T) int64; a target of -100 does not count
 
 
@@ -92,12 +95,53 @@ class Text:
         return f"{len(training)}-{zlib.crc32(ends.tobytes())}-{self.tokenizer.fingerprint[:16]}"
 
 
+@dataclass(frozen=True)
+class Problems:
+    """Windows of one problem each; only the answers count."""
+
+    task: Task
+    seed: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.task.tokenizer
+
+    @property
+    def width(self) -> int:
+        return self.task.context
+
+    def batch(self, step: int, rows: Sequence[int]) -> Batch:
+        return self.task.batch(self.seed, step, rows)
+
+    def held_out(self, most: int | None = None) -> Iterator[Batch]:
+        end, question_length = self.task.tokenizer.eot_token, self.task.lengths[0]
+        for part in _cut(self.task.unseen(most or PROBLEMS, SHOWN), ROWS):
+            read = torch.tensor([[*self.tokenizer.encode(q + a), end] for q, a in part])
+            targets = read[:, 1:].clone()  # (R, T)
+            targets[:, : question_length - 1] = data.IGNORED
+            yield read[:, :-1], targets
+
+    def prompt(self) -> list[int]:
+        [(question, _)] = self.task.unseen(1, SHOWN)
+        return self.tokenizer.encode(question)
+
+    def fingerprint(self) -> str:
+        return f"{self.task.name}-{self.tokenizer.fingerprint[:16]}"
+
+
+def _cut(problems: list[Problem], size: int) -> Iterator[list[Problem]]:
+    for first in range(0, len(problems), size):
+        yield problems[first : first + size]
+
+
 def open_source(config: TrainConfig, cache: str | Path) -> Source:
     """The data or the task of a run; text is tokenized in `cache`, unless it is there already.
 
     Raises:
         MinigptError: when there is no such data or task, or not enough of it.
     """
+    if config.task:
+        return Problems(TASKS[config.task], config.seed)
     tokenizer: Tokenizer | str = config.tokenizer
     if config.start:
         tokenizer = Tokenizer.from_pretrained(config.start)
@@ -113,20 +157,23 @@ def starting_model(config: TrainConfig, source: Source) -> GPT:
         MinigptError: when that checkpoint does not suit the source.
     """
     torch.manual_seed(config.seed)
-    if not config.start:
-        return GPT(config.shape(source.tokenizer.n_vocab, source.tokenizer.eot_token))
-    found = GPT.from_pretrained(config.start, torch.float32)
-    if source.tokenizer.n_vocab > found.config.vocab_size:
-        raise MinigptError(
-            f"the text has tokens up to {source.tokenizer.n_vocab - 1} and the vocabulary of "
-            f"{config.start} ends at {found.config.vocab_size - 1}: use its own tokenizer"
-        )
-    if source.width > found.config.n_positions:
-        raise MinigptError(
-            f"n_positions is {source.width} and {config.start} has {found.config.n_positions}: "
-            f"train with windows of at most that"
-        )
-    p = config.dropout
-    model = GPT(replace(found.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p))
-    model.load_state_dict(found.state_dict())  # copied: the file's own stay as they are
-    return model
+    tokenizer = source.tokenizer
+    if config.start:
+        model = GPT.from_pretrained(config.start, torch.float32)
+        shape, p = model.config, config.dropout
+        shape = replace(shape, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    else:
+        shape = config.shape(tokenizer.n_vocab, tokenizer.eot_token)
+    for what, found, needed in (
+        ("a vocabulary", shape.vocab_size, tokenizer.n_vocab),
+        ("a context", shape.n_positions, source.width),
+    ):
+        if found < needed:
+            raise MinigptError(
+                f"the model has {what} of {found} and the data need one of {needed}: change "
+                f"n_positions or the tokenizer, or start from another checkpoint"
+            )
+    fresh = GPT(shape)
+    if config.start:
+        fresh.load_state_dict(model.state_dict())  # copied: the files stay as they are
+    return fresh

@@ -23,7 +23,9 @@ def add(commands: Subcommands) -> None:
         "train", help="train a model, from scratch or from a checkpoint", description=ABOUT
     )
     command.set_defaults(run=run)
-    command.add_argument("--preset", help=f"a recipe: {', '.join(PRESETS)} (default toy)")
+    command.add_argument(
+        "--preset", help=f"a recipe: {', '.join(PRESETS)} (default toy, or the task's)"
+    )
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="fields from a file")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the recipe")
     command.add_argument(
@@ -55,15 +57,16 @@ def run(options: argparse.Namespace) -> int:
 
     from minigpt.curves import draw
     from minigpt.parallel import processes
-    from minigpt.sources import open_source, starting_model
+    from minigpt.sources import Problems, open_source, starting_model
     from minigpt.summary import summarise
     from minigpt.train import train
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
-    recipe, config = configured(options)
-    directory = options.out or Path("runs", recipe)
+    config = configured(options)
+    name = options.preset or config.task or Path(config.data).stem.split(":")[0]
+    directory = options.out or Path("runs", name)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
@@ -76,15 +79,15 @@ def run(options: argparse.Namespace) -> int:
         return 0
     del model
     picture = draw(directory)
-    print(summarise(directory, source, config, state, device, processes=count))
+    accuracy = source.task.accuracy if isinstance(source, Problems) else None
+    print(summarise(directory, source, config, state, device, accuracy, count))
     print(f"saved {directory}" + (f", with {picture.name}" if picture else ""))
     return 0
 
 
-def configured(options: argparse.Namespace) -> tuple[str, TrainConfig]:
-    """The recipe's name, and all fields: of the recipe, then the file, then the command line."""
-    recipe = options.preset or "toy"
-    config = preset(recipe)
+def configured(options: argparse.Namespace) -> TrainConfig:
+    """All fields: of the preset (or the task's own), then the file, then the command line."""
+    config = preset(options.preset or options.field_task or "toy")
     if options.config:
         config = configure(config, read_toml(options.config), str(options.config))
     given = {
@@ -92,4 +95,4 @@ def configured(options: argparse.Namespace) -> tuple[str, TrainConfig]:
         for f in fields(TrainConfig)
         if (value := getattr(options, f"field_{f.name}")) is not None
     }
-    return recipe, configure(config, given, "the command line")
+    return configure(config, given, "the command line")
