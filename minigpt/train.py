@@ -114,6 +114,26 @@ def train(
     return run.state
 
 
+def claim(directory: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from in a run's directory, which is made when missing.
+
+    Raises:
+        MinigptError: when it cannot be written, or holds a run that is not to be resumed: better
+            now than after ten minutes of training.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
+    found = checkpoint.newest(directory / CHECKPOINTS)
+    if found and not resume:
+        raise MinigptError(
+            f"{directory} holds a run already, up to {found.name}: resume it (--resume), "
+            f"choose another directory, or delete {directory / CHECKPOINTS}"
+        )
+    return found
+
+
 class Run:
     """A model in training, with all that changes beside its weights."""
 
@@ -127,12 +147,7 @@ class Run:
         self.state = State()
         stored: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        found = checkpoint.newest(directory / CHECKPOINTS)
-        if found and not resume:
-            raise MinigptError(
-                f"{directory} holds a run already, up to {found.name}: resume it (--resume), "
-                f"choose another directory, or delete {directory / CHECKPOINTS}"
-            )
+        found = claim(directory, resume)
         if found:
             self.state, stored, moments = checkpoint.load(found, config)
             if self.state.source != source.fingerprint():
@@ -141,12 +156,6 @@ class Run:
                     f"bring them back, or train into another directory"
                 )
         self.state.source = source.fingerprint()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # better now than after ten minutes of training
-            raise MinigptError(
-                f"cannot save in {directory} ({error}): choose another place"
-            ) from error
         freeze(model, config)
         if stored:
             in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}

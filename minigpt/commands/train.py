@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from minigpt.parallel import processes
     from minigpt.sources import Problems, open_source, starting_model
     from minigpt.summary import summarise
-    from minigpt.train import train
+    from minigpt.train import claim, train
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
+        if first:
+            claim(directory, options.resume)
         source = open_source(config, options.cache)
         model = starting_model(config, source)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
