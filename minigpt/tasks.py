@@ -2,7 +2,7 @@
 
 A task draws questions and answers, keeps the two sets apart for ever, makes batches, and counts
 exact answers. It needs no files. How a model is trained on it is the training loop's business; each
-task only says which model and how many steps are enough.
+task only suggests a model and a number of steps.
 
 Letters as in `model.py`, and: `R` rows of a batch, `Q` and `A` characters of question and answer.
 """
@@ -36,7 +36,7 @@ Problem = tuple[str, str]  # a question, which ends in "=", and its answer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What has been seen to be enough: a model's shape, and AdamW's numbers."""
+    """A model's shape, and AdamW's numbers, to start from."""
 
     n_layer: int
     n_embd: int
@@ -268,15 +268,15 @@ TASKS = {
         ),
         Task(
             "sorting", "ten digits in order: 4902281730= is 0012234789",
-            string.digits + "=", _sorting, 0.1, Recipe(2, 64, 4, steps=1000),
+            string.digits + "=", _sorting, 0.1, Recipe(2, 64, 4, steps=600),
         ),
         Task(
             "reversing", "ten letters backwards: helloworld= is dlrowolleh",
-            string.ascii_lowercase + "=", _reversing, 0.1, Recipe(2, 64, 4, steps=1000),
+            string.ascii_lowercase + "=", _reversing, 0.1, Recipe(2, 64, 4, steps=300),
         ),
         Task(
             "copying", "ten letters once more: helloworld= is helloworld",
-            string.ascii_lowercase + "=", _copying, 0.1, Recipe(2, 64, 4, steps=1000),
+            string.ascii_lowercase + "=", _copying, 0.1, Recipe(2, 64, 4, steps=300),
         ),
         Task(
             "brackets", "are twelve brackets balanced? ([]{})(([]))= is y",

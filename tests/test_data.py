@@ -135,6 +135,7 @@ def test_a_folder_is_read_in_order_without_hidden_files(make_file, tmp_path, cac
     corpus = prepare(tmp_path / "folder", "byte", cache, held_out=0.2)
     assert texts(corpus, corpus.training) == ["one", "two", "three"]
     assert texts(corpus, corpus.held_out) == ["four"]
+    assert whole(corpus).count(EOT) == 6  # none for the empty file
 
 
 def test_the_end_of_text_is_before_the_first_document_and_after_each(make_file, cache):
