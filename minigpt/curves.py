@@ -29,6 +29,7 @@ class Log:
     """
 
     def __init__(self, directory: Path, step: int = 0, tensorboard: bool = False) -> None:
+        self._board = _board(directory) if tensorboard else None
         self.path = directory / LOG
         rows = [row for row in read(directory) if row["step"] <= step] if step else []
         aside = self.path.with_suffix(".new")
@@ -38,7 +39,6 @@ class Log:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise MinigptError(f"cannot write {self.path} ({error}): make room there") from error
-        self._board = _board(directory) if tensorboard else None
 
     def append(self, step: int, **values: float) -> None:
         """One row, on the disk's side of this process when the call returns."""
