@@ -34,6 +34,7 @@ from minigpt.model import GPT
 from minigpt.parallel import Processes, like, whole, without_exchange
 from minigpt.recipes import TrainConfig
 from minigpt.sources import Source
+from minigpt.training_ops import TrainingOps
 
 Report = Callable[[str], object]
 CHECKPOINTS = "checkpoints"  # in a run's directory; the directory itself holds the best model
@@ -161,6 +162,8 @@ class Run:
             in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}
             model.load_state_dict({**stored, **in_model}, strict=False)
         model.train().numerics = "fast"
+        for module in model.modules():
+            module.ops = TrainingOps()  # type: ignore[assignment]
         if config.precision == "float16" and config.shard:
             raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.network = processes.wrap(model, config.shard)
