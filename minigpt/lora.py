@@ -1,8 +1,8 @@
-"""LoRA: fine-tuning by small products added to frozen matrices (Hu et al. 2021).
+"""Training a part of a model: some of its weights, or small products beside them.
 
-A matrix W (in, out) becomes W + scale · A B with A (in, r) and B (r, out), and only A and B are
-trained. B starts at zero, so training starts from the model as it was. Saving adds the product to
-W, and the result is a plain GPT-2 checkpoint.
+LoRA (Hu et al. 2021): a matrix W (in, out) becomes W + scale · A B with A (in, r) and B (r, out),
+and only A and B are trained. B starts at zero, so training starts from the model as it was. Saving
+adds the product to W, and the result is a plain GPT-2 checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,28 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from minigpt.errors import MinigptError
 from minigpt.model import GPT, Linear
+
+
+def freeze(model: GPT, parts: Iterable[str]) -> None:
+    """Leave parts of a model as they are.
+
+    Args:
+        parts: names of modules or parameters, such as "wte" or "h.0.mlp".
+
+    Raises:
+        MinigptError: when a name is none, or nothing is left to train.
+    """
+    for part in parts:
+        inside = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{part}.")]
+        if not inside:
+            known = ", ".join(name for name, _ in model.named_children())
+            raise MinigptError(f"freeze names {part!r}, needed a part of {known}, such as h.0")
+        for parameter in inside:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise MinigptError("freeze leaves nothing to train: name fewer parts")
 
 
 class Adapted(Linear):

@@ -18,10 +18,10 @@ import torch
 
 from minigpt.checkpoint import State
 from minigpt.config import GPTConfig
+from minigpt.losses import evaluate
 from minigpt.model import GPT
 from minigpt.recipes import TrainConfig
 from minigpt.sources import Source, Text
-from minigpt.train import evaluate
 
 MOST_PAIRS = 2**26  # V x V counts that a bigram table may take
 COUNTED = 2**26  # tokens of the training text that are counted, the first

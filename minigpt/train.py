@@ -9,18 +9,15 @@ what several processes share, `parallel.py`.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
@@ -28,8 +25,11 @@ from tqdm import tqdm
 from minigpt import checkpoint, lora, weights
 from minigpt.checkpoint import State
 from minigpt.curves import Log
+from minigpt.data import IGNORED
 from minigpt.errors import MinigptError
-from minigpt.generate import evaluating, generate
+from minigpt.generate import generate
+from minigpt.interrupts import interrupts
+from minigpt.losses import cross_entropy, evaluate, uncompiled
 from minigpt.model import GPT
 from minigpt.parallel import Processes, like, whole, without_exchange
 from minigpt.recipes import TrainConfig
@@ -38,7 +38,6 @@ from minigpt.training_ops import TrainingOps
 
 Report = Callable[[str], object]
 CHECKPOINTS = "checkpoints"  # in a run's directory; the directory itself holds the best model
-IGNORED = -100  # a target that does not count
 
 
 class Step(NamedTuple):
@@ -157,7 +156,9 @@ class Run:
                     f"bring them back, or train into another directory"
                 )
         self.state.source = source.fingerprint()
-        freeze(model, config)
+        if config.lora_rank:
+            lora.adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
+        lora.freeze(model, filter(None, config.freeze.split(",")))
         if stored:
             in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}
             model.load_state_dict({**stored, **in_model}, strict=False)
@@ -287,35 +288,9 @@ def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.
     )  # fmt: skip
 
 
-def freeze(model: GPT, config: TrainConfig) -> None:
-    """Leave parts of a model as they are, or all of it and train LoRA's products.
-
-    Raises:
-        MinigptError: when `config.freeze` names nothing, or everything.
-    """
-    if config.lora_rank:
-        lora.adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
-    for prefix in filter(None, config.freeze.split(",")):
-        inside = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{prefix}.")]
-        if not inside:
-            parts = ", ".join(name for name, _ in model.named_children())
-            raise MinigptError(f"freeze names {prefix!r}, needed a part of {parts}, such as h.0")
-        for parameter in inside:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise MinigptError("freeze leaves nothing to train: name fewer parts")
-
-
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """The norm of all gradients together; beyond the limit they shrink to it. 0: no limit."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats, added up over the targets that count: (R, T, V), (R, T) -> ()."""
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=IGNORED
-    )
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -326,57 +301,3 @@ def rate(step: int, config: TrainConfig) -> float:
         return 1.0
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@torch.no_grad()
-def evaluate(
-    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], processes: Processes | None = None
-) -> float:
-    """Mean cross-entropy in nats per token that counts, in the dtype of the weights.
-
-    Args:
-        batches: inputs and targets, (R, T) each; each process takes its part of the rows.
-    """
-    processes = processes or Processes(model.device)
-    total, count = 0.0, 0
-    with evaluating(model), uncompiled():
-        for inputs, targets in batches:
-            x, y = (part[processes.rank :: processes.count] for part in (inputs, targets))
-            if not len(x):  # sharded weights need every process in every pass
-                x, y = inputs[:1], torch.full_like(targets[:1], IGNORED)
-            total += cross_entropy(model(x.to(processes.device)), y.to(processes.device)).item()
-            count += int((y != IGNORED).sum())
-    total, counted = processes.sums(total, count)
-    return total / counted
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Inside, compiled blocks run as they are written: compiling them again would take longer."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM only leave a note, for a step is best finished; twice interrupts.
-
-    Yields:
-        whether one has come.
-    """
-    caught: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -427,6 +427,30 @@ class TestAMistake:
         place = str(tmp_path / "file" / "toy")
         assert told("train", "--out", place).startswith(f"cannot save in {place} (")
 
+    @pytest.mark.parametrize(
+        ("content", "options", "sentence"),
+        [
+            (b"", (), "{file} is empty, needed some text"),
+            (b"caf\xe9 " * 99, (), "byte 3 of {file} is no UTF-8"),
+            (b"too short", (), "the training text has "),
+            (b"long enough " * 99, ("--from", "{model}", "--n-positions", "65"),
+             "the model has a context of 64 and the data need one of 65"),
+            (b"long enough " * 99, ("--tokenizer", "words"), "tokenizer is 'words', needed 'char'"),
+            (b"long enough " * 99, ("--preset", "huge"), "no recipe is called 'huge'"),
+            (b"long enough " * 99, ("--config", "none.toml"), "none.toml "),
+            (b"long enough " * 99, ("--from", "{model}", "--freeze", "x"), "freeze names 'x'"),
+        ],
+    )  # fmt: skip
+    def test_in_the_data_to_train_on(self, capsys, directory, tmp_path, content, options, sentence):
+        file = tmp_path / "text.txt"
+        file.write_bytes(content)
+        options = [option.format(model=directory) for option in options]
+        code = main(["train", "--data", str(file), "--tokenizer", "byte", "--n-positions", "16",
+                     "--cache", str(tmp_path), "--out", str(tmp_path / "out"), *options])  # fmt: skip
+        last = capsys.readouterr().err.splitlines()[-1]  # after the progress of tokenizing
+        assert code == 2
+        assert last.startswith(f"minigpt: {sentence.format(file=file)}")
+
     def test_in_what_to_download(self, told):
         assert told("download", "gpt5").startswith("there is no model 'gpt5' to download")
 

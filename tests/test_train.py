@@ -14,10 +14,11 @@ import torch
 from minigpt import GPT, GPTConfig, MinigptError, Tokenizer, checkpoint, weights
 from minigpt.curves import read
 from minigpt.data import Corpus, byte_tokenizer
+from minigpt.losses import evaluate
 from minigpt.parallel import Processes
 from minigpt.recipes import TrainConfig
 from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, Run, evaluate, rate, train
+from minigpt.train import CHECKPOINTS, Run, rate, train
 
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, steps=20, batch_size=8, warmup=5,
