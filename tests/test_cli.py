@@ -433,7 +433,7 @@ class TestAMistake:
             (b"", (), "{file} is empty, needed some text"),
             (b"caf\xe9 " * 99, (), "byte 3 of {file} is no UTF-8"),
             (b"too short", (), "the training text has "),
-            (b"long enough " * 99, ("--from", "{model}", "--n-positions", "65"),
+            (b"long enough " * 999, ("--from", "{model}", "--n-positions", "65"),
              "the model has a context of 64 and the data need one of 65"),
             (b"long enough " * 99, ("--tokenizer", "words"), "tokenizer is 'words', needed 'char'"),
             (b"long enough " * 99, ("--preset", "huge"), "no recipe is called 'huge'"),
@@ -445,8 +445,8 @@ class TestAMistake:
         file = tmp_path / "text.txt"
         file.write_bytes(content)
         options = [option.format(model=directory) for option in options]
-        code = main(["train", "--data", str(file), "--tokenizer", "byte", "--n-positions", "16",
-                     "--cache", str(tmp_path), "--out", str(tmp_path / "out"), *options])  # fmt: skip
+        places = ("--data", str(file), "--cache", str(tmp_path), "--out", str(tmp_path / "out"))
+        code = main(["train", *places, "--tokenizer", "byte", "--n-positions", "16", *options])
         last = capsys.readouterr().err.splitlines()[-1]  # after the progress of tokenizing
         assert code == 2
         assert last.startswith(f"minigpt: {sentence.format(file=file)}")
