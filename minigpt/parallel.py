@@ -2,7 +2,8 @@
 
 Each process takes its share of a step's windows, and gradients are averaged: by DDP, where every
 process has the whole model, or by FSDP2, where each keeps a part of every weight. Only the first
-process (`rank` 0) writes. What a step is, `train.py` says.
+process (`rank` 0) writes. The steps are those of one process but for the order of additions; and
+for dropout, which each process draws for itself.
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ import torch
 from minigpt import GPT, GPTConfig, MinigptError, checkpoint, weights
 from minigpt.curves import read
 from minigpt.data import Corpus, byte_tokenizer
+from minigpt.parallel import Processes
 from minigpt.recipes import TrainConfig
 from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, train
+from minigpt.train import CHECKPOINTS, Run, train
 
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, dropout=0.2, steps=60, batch_size=4, warmup=5,
@@ -131,11 +132,11 @@ class TestResuming:
         assert equal(tmp_path, uninterrupted)
 
     def test_restores_the_scale_of_float16(self, tmp_path):
-        go(tmp_path, replace(CONFIG, steps=3))
-        state, _, _ = checkpoint.load(
-            checkpoint.newest(tmp_path / CHECKPOINTS), replace(CONFIG, steps=3)
-        )
-        assert state.scaler["_growth_tracker"] == 3
+        config = replace(CONFIG, steps=3)
+        go(tmp_path, config)
+        model, alone = GPT(GPTConfig(257, 8, 16, 1, 2)), Processes(torch.device("cpu"))
+        resumed = Run(model, source(), config, tmp_path, alone, resume=True)
+        assert resumed.scaler.state_dict()["_growth_tracker"] == 3  # steps without an overflow
 
     def test_another_run_names_the_fields_that_differ(self, uninterrupted):
         config = replace(CONFIG, learning_rate=1.0, task="copying", keep=7)
@@ -162,6 +163,18 @@ class TestACheckpoint:
     def test_is_kept_with_the_one_before_and_no_more(self, uninterrupted):
         names = sorted(path.name for path in (uninterrupted / CHECKPOINTS).iterdir())
         assert names == ["step-00000057", "step-00000060"]
+
+    def test_appears_in_one_step_and_not_before(self, tmp_path, monkeypatch):
+        def refuse(source, target):
+            if "step-" in str(target):
+                raise OSError("no")
+            move(source, target)
+
+        move = os.replace
+        monkeypatch.setattr(checkpoint.os, "replace", refuse)
+        with pytest.raises(MinigptError, match="the checkpoint of step 3 could not be written"):
+            go(tmp_path)
+        assert list((tmp_path / CHECKPOINTS).iterdir()) == []
 
     def test_holds_a_plain_model_and_the_configuration(self, uninterrupted):
         path = checkpoint.newest(uninterrupted / CHECKPOINTS)

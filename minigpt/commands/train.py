@@ -27,7 +27,9 @@ def add(commands: Subcommands) -> None:
         "--preset", help=f"a recipe: {', '.join(PRESETS)} (default toy, or the task's)"
     )
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="fields from a file")
-    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the recipe")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/ and the preset, task or data"
+    )
     command.add_argument(
         "--resume", action="store_true", help="continue the run in --out, if there is one"
     )
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         tqdm.write(line, file=sys.stderr)
 
     config = configured(options)
-    name = options.preset or config.task or Path(config.data).stem.split(":")[0]
+    name = options.preset or config.task or Path(options.field_data or "toy").stem
     directory = options.out or Path("runs", name)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
