@@ -79,7 +79,9 @@ class TrainConfig:
     # Watching and keeping
     evaluate_every: int = setting(250, "steps between evaluations; each may leave a new best")
     evaluate_windows: int = setting(1_000, "held-out windows in each of them")
-    sample_every: int = setting(0, "steps between samples of text; 0: none", (), True)
+    sample_every: int = setting(
+        0, "steps between samples of text; 0: none (nor when sharded)", (), True
+    )
     sample_tokens: int = setting(60, "tokens in each of them", (), True)
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
