@@ -56,7 +56,7 @@ lint: .venv/.has-lint ## check style and types
 	$(BIN)/mypy
 
 toy: .venv/.has-train ## train the bundled model again
-	$(BIN)/minigpt train $(ARGS)
+	$(BIN)/minigpt train --preset toy --out weights/toy $(ARGS)
 
 clean: ## delete .venv and what the tools left behind
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache

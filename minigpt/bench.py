@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt import bench_cache, bench_generate, hub
+from minigpt import bench_cache, bench_generate, bench_train, hub
 from minigpt.cache import KEY_BLOCK, KVCache
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
@@ -34,7 +34,7 @@ from minigpt.measure import Prepare, Row, Samples, Section, Table, interleave, m
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 
-SECTIONS = ("decode", "prefill", "exact", "cache", "kinds", "texts", "start", "limits")
+SECTIONS = ("decode", "prefill", "exact", "cache", "kinds", "texts", "train", "start", "limits")
 BATCHES = (1, 8)
 SMALL = 50e6  # bytes of weights up to which 500 tokens without a cache take seconds
 COSTS = {  # of exact over fast, at most: the goals for GPT-2 124M on two cores
@@ -265,6 +265,9 @@ class Bench:
             "memory: peak less what was in use before loading, over bytes of weights; goals: gpt2",
         ]
         return Section("start", f"a fresh process, {rounds} rounds", rows, notes)
+
+    def train(self) -> Section:
+        return bench_train.train_section(max(1, self.rounds // 2), self.quick)
 
     def limits(self) -> Section:
         probes = {"read": self._reader(), "multiply": self._multiplier()}

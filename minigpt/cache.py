@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import MinigptError
-from minigpt.memory import available_memory
+from minigpt.memory import available_memory, zeros
 
 if TYPE_CHECKING:
     from minigpt.model import GPT
@@ -363,8 +363,8 @@ class KVCache(ABC):
         self._refuse_beyond_memory(need, self.batch_size)
         try:
             with torch.inference_mode(False):  # or it could not be written outside of that mode
-                return torch.zeros(shape, dtype=dtype, device=self.spec.device)
-        except RuntimeError as error:
+                return zeros(shape, dtype, self.spec.device)
+        except (RuntimeError, MemoryError) as error:
             raise self._too_large(need, self.batch_size) from error
 
     def _refuse_beyond_memory(self, need: int, rows: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 MEMINFO = Path("/proc/meminfo")
+LARGE = 2**20  # bytes
+ALIGNED = 64  # bytes: a cache line, as torch aligns its own
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -26,6 +32,19 @@ def available_memory(device: torch.device) -> int | None:
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])  # it is given in kB
     return None
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, which on a CPU take no memory and no time before they are first written.
+
+    torch.zeros writes them all at once: 35 ms for a cache of GPT-2 124M's context.
+    """
+    count = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or count < LARGE:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    room = torch.from_numpy(np.zeros(count + ALIGNED, np.uint8))  # pages that the system has ready
+    start = -room.data_ptr() % ALIGNED
+    return room[start : start + count].view(dtype).view(*shape)
 
 
 @lru_cache

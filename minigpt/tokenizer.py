@@ -1,12 +1,14 @@
 """Text to tokens and back: GPT-2's byte-level BPE, with tiktoken doing the merging.
 
 Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`, `merges.txt`) and can train a
-small vocabulary of its own. Where a checkpoint comes from is `hub.py`'s business.
+small vocabulary of its own, or take bytes or characters for tokens. Where a checkpoint comes from
+is `hub.py`'s business.
 """
 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import operator
 import os
@@ -103,7 +105,10 @@ class Tokenizer:
             tokens = _read_json(vocab) | (_read_json(added) if added.is_file() else {})
             return cls._from_symbols(tokens, pairs, directory)
         if both.is_file():
-            return cls._from_tokenizer_json(_read_json(both), directory)
+            content = _read_json(both)
+            if CharTokenizer.wrote(content):
+                return CharTokenizer._from_tokenizer_json(content, directory)
+            return cls._from_tokenizer_json(content, directory)
         if config.is_file() and _read_json(config).get("vocab_size") == GPT2_VOCAB_SIZE:
             return cls._gpt2()
         raise MinigptError(
@@ -231,8 +236,100 @@ class Tokenizer:
         _write_text(Path(directory, "vocab.json"), json.dumps(by_id, ensure_ascii=False))
         _write_text(Path(directory, "merges.txt"), "#version: 0.2\n" + "".join(merges))
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary and the order of its merges; equal ones give equal tokens."""
+        single = sorted(item for item in self._bytes.items() if len(item[1]) == 1)
+        longer = [item for item in self._bytes.items() if len(item[1]) > 1]  # in merge order
+        content = repr((type(self).__name__, single, longer, self._specials))
+        return hashlib.sha256(content.encode()).hexdigest()
+
     def __repr__(self) -> str:
-        return f"Tokenizer(n_vocab={self.n_vocab}, specials={list(self._specials)})"
+        return f"{type(self).__name__}(n_vocab={self.n_vocab}, specials={list(self._specials)})"
+
+
+class CharTokenizer(Tokenizer):
+    """One token per character (Unicode code point), and `<|endoftext|>` after the last of them.
+
+    Args:
+        characters: the vocabulary, in the order of the ids; one that comes again counts once.
+
+    Raises:
+        MinigptError: when there are no characters, or one of them is half of a surrogate pair.
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        alphabet = dict.fromkeys(_check_text("".join(characters)))
+        if not alphabet:
+            raise MinigptError("the vocabulary is empty, needed at least one character")
+        self._id_of = {character: i for i, character in enumerate(alphabet)}
+        self._specials = {END_OF_TEXT: len(alphabet)}
+        self._bytes = {i: character.encode() for character, i in self._id_of.items()}
+        self._bytes[len(alphabet)] = END_OF_TEXT.encode()
+        self.n_vocab = len(self._bytes)
+        self.eot_token = len(alphabet)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The tokens of `text`, one for each character; `allow_special` as in `Tokenizer`.
+
+        Raises:
+            MinigptError: when `text` is not a str or has a character outside the vocabulary.
+        """
+        if allow_special and END_OF_TEXT in _check_text(text):
+            before, after = text.split(END_OF_TEXT, 1)
+            return [*self.encode(before), len(self._id_of), *self.encode(after, allow_special)]
+        try:
+            return [self._id_of[character] for character in _check_text(text)]
+        except KeyError as error:
+            raise MinigptError(
+                f"character {error.args[0]!r} is not among the {len(self._id_of)} of this "
+                f"vocabulary: leave it out, or use a tokenizer of bytes, which takes any text"
+            ) from None
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` (and who reads it, for transformers' AutoTokenizer)."""
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = {"id": self.eot_token, "content": END_OF_TEXT, **flags, "special": True}
+        content = {
+            "version": "1.0",
+            "added_tokens": [added],
+            "pre_tokenizer": _EVERY_CHARACTER,
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": self._id_of, "unk_token": "<unk>"},
+        }
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
+        _write_text(Path(directory, "tokenizer.json"), json.dumps(content, ensure_ascii=False))
+        _write_text(Path(directory, "tokenizer_config.json"), json.dumps(kind))
+        for other in ("vocab.json", "merges.txt"):  # of another tokenizer: they would be read first
+            Path(directory, other).unlink(missing_ok=True)
+
+    @staticmethod
+    def wrote(content: Mapping[str, Any]) -> bool:
+        """Whether a `tokenizer.json` is one of these."""
+        return content.get("pre_tokenizer") == _EVERY_CHARACTER
+
+    @classmethod
+    def _from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> CharTokenizer:
+        try:
+            vocab = content["model"]["vocab"]
+            tokenizer = cls(sorted(vocab, key=vocab.__getitem__))
+        except (KeyError, TypeError, AttributeError):
+            vocab, tokenizer = None, None
+        if tokenizer is None or tokenizer._id_of != vocab:
+            raise MinigptError(
+                f"the tokenizer.json of {where} has no list of characters with ids from 0 on: get "
+                f"the file again"
+            )
+        return tokenizer
+
+
+# How the `tokenizers` library writes "cut before and after every character, line ends too".
+_EVERY_CHARACTER = {
+    "type": "Split",
+    "pattern": {"Regex": r"[\s\S]"},
+    "behavior": "Isolated",
+    "invert": False,
+}
 
 
 class StreamDecoder:
@@ -256,6 +353,11 @@ class StreamDecoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+def byte_tokenizer() -> Tokenizer:
+    """GPT-2's tokenizer before the first merge: 256 bytes, and the end of text as token 256."""
+    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 
 
 def train_bpe(

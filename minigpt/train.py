@@ -1,7 +1,9 @@
-"""The plain training loop, and the recipe of the bundled toy model.
+"""The training loop, from the first step to the best checkpoint.
 
-The toy model learns little stories from a grammar (`stories.py`), so anyone can make it again
-offline. The loop is the classic one: random windows of one long text, AdamW, warm-up and cosine.
+Everything that is random in a step (its windows, its dropout) is a function of the seed and the
+step's number, so a run that is killed and resumed goes on bit for bit as if nothing had happened.
+The numbers of a run are in `recipes.py`, its data in `sources.py`; what is saved, `checkpoint.py`;
+what several processes share, `parallel.py`.
 """
 
 from __future__ import annotations
@@ -9,191 +11,293 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from itertools import islice
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
-from minigpt.config import GPTConfig
+from minigpt import checkpoint, lora, weights
+from minigpt.checkpoint import State
+from minigpt.curves import Log
+from minigpt.data import IGNORED
 from minigpt.errors import MinigptError
-from minigpt.generate import evaluating
+from minigpt.generate import generate
+from minigpt.interrupts import interrupts
+from minigpt.losses import cross_entropy, evaluate, uncompiled
 from minigpt.model import GPT
-from minigpt.stories import stories
-from minigpt.tokenizer import Tokenizer, train_bpe
+from minigpt.parallel import Processes, like, whole, without_exchange
+from minigpt.recipes import TrainConfig
+from minigpt.sources import Source
+from minigpt.training_ops import TrainingOps
+
+Report = Callable[[str], object]
+CHECKPOINTS = "checkpoints"  # in a run's directory; the directory itself holds the best model
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Every number of a training run. The defaults are the bundled model's recipe."""
+class Step(NamedTuple):
+    """What one step tells."""
 
-    preset: str = "toy"  # shape of the model, from `config.PRESETS`
-    stories: int = 40_000  # training texts, drawn from the grammar
-    held_out: int = 1_000  # stories from another seed, for the validation loss
-    steps: int = 2_000
-    batch_size: int = 16  # windows per step, each of the model's context length
-    learning_rate: float = 2e-3
-    warmup: int = 100  # steps of linear warm-up, before the cosine
-    weight_decay: float = 0.1  # on matrices only
-    beta2: float = 0.98  # AdamW's second moment; shorter memory than 0.999 suits short runs
-    clip: float = 1.0  # largest norm of all gradients together
-    evaluate_every: int = 250  # steps
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("stories", "held_out", "steps", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise MinigptError(f"{name} is {getattr(self, name)}, needed at least 1")
-        if not 0 <= self.seed < 2**63 - 1:
-            raise MinigptError(f"seed is {self.seed}, needed a whole number from 0 to 2**63 - 2")
-        if not self.learning_rate > 0:
-            raise MinigptError(f"learning_rate is {self.learning_rate}, needed a positive number")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Losses in nats per token, on held-out stories."""
-
-    loss: float
-    unigram: float  # how well token frequencies alone would do
-    bigram: float  # ... and frequencies given the token before
-    train_loss: float
-    seconds: float
-    tokens_per_second: float
-
-
-def train_toy(
-    directory: str | Path,
-    config: TrainConfig | None = None,
-    report: Callable[[str], object] = lambda line: None,
-) -> TrainResult:
-    """Train the toy model and save it, with its tokenizer, in `directory`."""
-    config = config or TrainConfig()
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # better now than after ten minutes of training
-        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
-    shape = GPTConfig.preset(config.preset)
-    report(f"writing {config.stories + config.held_out:,} stories and learning {shape.vocab_size} "
-           f"byte pairs from them")  # fmt: skip
-    texts = list(stories(config.seed, config.stories))
-    tokenizer = train_bpe(islice(texts, 5_000), shape.vocab_size)
-    shape = replace(shape, vocab_size=tokenizer.n_vocab, eos_token_id=tokenizer.eot_token)
-    training = tokenize(tokenizer, tqdm(texts, desc="tokenizing", leave=False))
-    held_out = tokenize(tokenizer, stories(config.seed + 1, config.held_out))
-    torch.manual_seed(config.seed)
-    model = GPT(shape)
-    result = train(model, training, held_out, config, report)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return result
+    loss: float  # nats per token, before the update, over the whole batch
+    norm: float  # of all gradients together, before clipping
+    stop: bool  # some process was asked to
 
 
 def train(
     model: GPT,
-    training: Tensor,
-    held_out: Tensor,
+    source: Source,
     config: TrainConfig,
-    report: Callable[[str], object] = lambda line: None,
-) -> TrainResult:
-    """Train `model` in place.
+    directory: str | Path,
+    processes: Processes | None = None,
+    resume: bool = False,
+    report: Report = lambda line: None,
+) -> State:
+    """Train `model`: the best weights go to `directory`, checkpoints into a folder there.
 
     Args:
-        training, held_out: token ids, (N,) int64, longer than the model's context.
-        report: given a line of text at each evaluation.
+        model: where to start; with `resume` and a checkpoint there, only its shape counts.
+        processes: those that train together; None: this one.
+        resume: continue from the newest checkpoint in `directory`, if there is one.
+        report: given a line of text at each evaluation, and each sample.
+
+    Returns:
+        How far it got. The model has the weights of the last step.
+
+    Raises:
+        MinigptError: when the run in `directory` is another one, the disk is full, or the loss is
+            no longer a number. The last checkpoint is then as it was.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
-    window = model.config.n_positions
-    for name, tokens in (("training", training), ("held-out", held_out)):
-        if len(tokens) <= window:
+    processes = processes or Processes(torch.device(config.device))
+    run = Run(model, source, config, Path(directory), processes, resume)
+    writes = processes.rank == 0
+    bar = tqdm(
+        initial=run.state.step, total=config.steps, desc="training", unit="step",
+        disable=not writes, dynamic_ncols=True,
+    )  # fmt: skip
+    tokens, began = config.batch_size * source.width, run.state.seconds
+    first = run.state.step
+    with (
+        interrupts() as asked,
+        Log(run.directory, run.state.step, config.tensorboard) if writes else nullcontext() as log,
+        bar,
+    ):
+        while run.state.step < config.steps:
+            step = run.step(asked())
+            done = run.state.step
+            speed = tokens * (done - first) / (run.state.seconds - began)
+            bar.set_postfix(loss=f"{run.state.average:.3f}", tokens_per_s=f"{speed:,.0f}")
+            bar.update()
+            last = done == config.steps
+            if log:
+                log.append(done, loss=step.loss, norm=step.norm, rate=rate(done - 1, config),
+                           tokens_per_second=speed)  # fmt: skip
+            if done % config.evaluate_every == 0 or last:
+                loss = run.evaluate()
+                report(f"step {done}: held-out loss {loss:.4f}")
+                if log:
+                    log.append(done, held_out=loss)
+            if config.sample_every and done % config.sample_every == 0 and not config.shard:
+                if writes:
+                    report(f"step {done}: {run.sample()}")
+                processes.wait()
+            if done % config.save_every == 0 or last or step.stop:
+                run.save()
+            if step.stop and not last:
+                report(f"stopped after step {done}, which is saved: --resume goes on from there")
+                raise KeyboardInterrupt
+    return run.state
+
+
+def claim(directory: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from in a run's directory, which is made when missing.
+
+    Raises:
+        MinigptError: when it cannot be written, or holds a run that is not to be resumed: better
+            now than after ten minutes of training.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
+    found = checkpoint.newest(directory / CHECKPOINTS)
+    if found and not resume:
+        raise MinigptError(
+            f"{directory} holds a run already, up to {found.name}: resume it (--resume), "
+            f"choose another directory, or delete {directory / CHECKPOINTS}"
+        )
+    return found
+
+
+class Run:
+    """A model in training, with all that changes beside its weights."""
+
+    def __init__(
+        self, model: GPT, source: Source, config: TrainConfig, directory: Path,
+        processes: Processes, resume: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.source, self.config = model, source, config
+        self.directory, self.processes = directory, processes
+        self.shares = processes.share(config.batch_size, config.accumulate)
+        self.state = State()
+        stored: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        found = claim(directory, resume)
+        if found:
+            self.state, stored, moments = checkpoint.load(found, config)
+            if self.state.source != source.fingerprint():
+                raise MinigptError(
+                    f"the data have changed since {found} was saved, needed the same to resume: "
+                    f"bring them back, or train into another directory"
+                )
+        self.state.source = source.fingerprint()
+        if config.lora_rank:
+            lora.adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
+        lora.freeze(model, filter(None, config.freeze.split(",")))
+        if stored:
+            in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}
+            model.load_state_dict({**stored, **in_model}, strict=False)
+        model.train().numerics = "fast"
+        for module in model.modules():
+            module.ops = TrainingOps()  # type: ignore[assignment]
+        if config.precision == "float16" and config.shard:
+            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
+        self.network = processes.wrap(model, config.shard)
+        for block in model.h:
+            if config.recompute:
+                block.forward = partial(recomputed, block.forward, use_reentrant=False)
+            if config.compile:
+                block.compile()
+        self.optimizer = adamw(model, config, processes.device)
+        kind = processes.device.type
+        self.scaler = torch.amp.GradScaler(kind, enabled=config.precision == "float16")
+        self.autocast = partial(
+            torch.autocast, kind, getattr(torch, config.precision),
+            enabled=config.precision != "float32",
+        )  # fmt: skip
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        for name, parameter in self.trained().items():
+            for key in ("step", "exp_avg", "exp_avg_sq") if moments else ():
+                value = moments[f"{name}.adam.{key}"]
+                self.optimizer.state[parameter][key] = (
+                    value.to(processes.device) if key == "step" else like(value, parameter)
+                )
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def step(self, stop: bool = False) -> Step:
+        """One update of the weights, from all windows of one step."""
+        began, config, state = time.perf_counter(), self.config, self.state
+        mixed = np.random.SeedSequence((config.seed, state.step, self.processes.rank))
+        torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))  # of dropout
+        batches = [self.source.batch(state.step, rows) for rows in self.shares]
+        counted = sum(int((targets != IGNORED).sum()) for _, targets in batches)
+        count, stops = self.processes.sums(counted, stop)  # over the whole batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate(state.step, config)
+        loss = torch.zeros((), device=self.processes.device)
+        for piece, (inputs, targets) in enumerate(batches, start=1):
+            with without_exchange(self.network, piece == len(batches)):
+                with self.autocast():
+                    logits = self.network(inputs.to(loss.device))  # (R, T, V)
+                    part = cross_entropy(logits, targets.to(loss.device)) / count
+                loss += part.detach()
+                # Processes average their gradients; this loss is to be added up over them.
+                self.scaler.scale(part * self.processes.count).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = whole(clip(self.trained().values(), config.clip)).item()
+        [total] = self.processes.sums(loss.item())
+        if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise MinigptError(
-                f"the {name} text has {len(tokens)} tokens, needed more than one context of "
-                f"{window}: give more text, or a model with a shorter context"
+                f"the loss at step {state.step + 1} is {total} and its gradient {norm}, needed "
+                f"numbers: the last checkpoint and the best model in {self.directory} are as they "
+                f"were, so lower learning_rate, or warm up for longer"
             )
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay},
-         {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(0.9, config.beta2), fused=True,
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        state.step += 1
+        average = total if state.average is None else state.average
+        state.average = average + 0.05 * (total - average)
+        state.seconds += time.perf_counter() - began
+        return Step(total, norm, stops > 0)
+
+    def evaluate(self) -> float:
+        """The held-out loss; the model is kept in the run's directory if it is the lowest yet."""
+        state = self.state
+        loss = evaluate(
+            self.model, self.source.held_out(self.config.evaluate_windows), self.processes
+        )
+        if math.isfinite(loss) and (state.best is None or loss < state.best):
+            state.best, state.best_step = loss, state.step
+            tensors = self.tensors()
+            if self.processes.rank == 0:
+                self.source.tokenizer.save_pretrained(self.directory)
+                plain = lora.merged(tensors, self.config.lora_scale)
+                weights.save(self.directory, self.model.config, plain)
+                toml = self.directory / "train.toml"
+                toml.write_text(self.config.to_toml(), encoding="utf-8")
+        return loss
+
+    def save(self) -> None:
+        """A checkpoint of this step, from which `resume` goes on."""
+        tensors, moments = self.tensors(), {}
+        for name, parameter in self.trained().items():
+            for key, value in self.optimizer.state[parameter].items():
+                moments[f"{name}.adam.{key}"] = whole(value)
+        self.state.scaler = self.scaler.state_dict()
+        if self.processes.rank == 0:
+            checkpoint.save(
+                self.directory / CHECKPOINTS, self.state, self.config, self.model.config,
+                lora.merged(tensors, self.config.lora_scale), {**moments, **lora.adapted(tensors)},
+                self.source.tokenizer.save_pretrained,
+            )  # fmt: skip
+        self.processes.wait()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, each whole. Every process must ask."""
+        tensors = {name: whole(p) for name, p in self.model.state_dict().items()}
+        if self.model.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        return tensors
+
+    def sample(self) -> str:
+        """Text as the model writes it now: it may differ at every step, and not between runs."""
+        prompt, limit = self.source.prompt(), self.model.config.n_positions
+        count = max(0, min(self.config.sample_tokens, limit - len(prompt)))
+        with uncompiled():
+            text = generate(self.model, prompt, count, temperature=0.8, seed=self.state.step)
+        return self.source.tokenizer.decode([*prompt, *text.tokens])
+
+
+def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), with decay on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}],
+        lr=config.learning_rate, betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
-    generator = torch.Generator().manual_seed(config.seed)
-    began = time.perf_counter()
-    bar = tqdm(range(1, config.steps + 1), desc="training", unit="step")
-    average = math.log(model.config.vocab_size)
-    for step in bar:
-        model.train()
-        inputs, targets = windows(training, window, config.batch_size, generator)
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        average += 0.05 * (loss.item() - average)
-        bar.set_postfix(loss=f"{average:.3f}")
-        if step % config.evaluate_every == 0 or step == config.steps:
-            report(f"step {step}: held-out loss {evaluate(model, held_out):.4f}")
-    seconds = time.perf_counter() - began
-    unigram, bigram = baselines(training, held_out, model.config.vocab_size)
-    return TrainResult(
-        evaluate(model, held_out), unigram, bigram, average, seconds,
-        config.steps * config.batch_size * window / seconds,
-    )  # fmt: skip
 
 
-def tokenize(tokenizer: Tokenizer, texts: Iterable[str]) -> Tensor:
-    """All texts as one row of ids, (N,) int64, an end-of-text token before each."""
-    ids: list[int] = []
-    for text in texts:
-        if tokenizer.eot_token is not None:
-            ids.append(tokenizer.eot_token)
-        ids.extend(tokenizer.encode(text))
-    return torch.tensor(ids)
-
-
-def windows(
-    tokens: Tensor, width: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """`count` random windows of a text: inputs and the tokens that follow them, (count, width)."""
-    starts = torch.randint(len(tokens) - width, (count, 1), generator=generator)
-    positions = starts + torch.arange(width)
-    return tokens[positions], tokens[positions + 1]
+def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """The norm of all gradients together; beyond the limit they shrink to it. 0: no limit."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """Learning rate as a fraction of the largest: linear warm-up, then cosine down to a tenth."""
+    """Learning rate as a part of the largest: linear warm-up, then cosine down, or constant."""
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
-
-
-@torch.inference_mode()
-def evaluate(model: GPT, tokens: Tensor, rows: int = 64) -> float:
-    """Mean cross-entropy in nats per token, over a text cut into whole windows."""
-    window = model.config.n_positions
-    count = (len(tokens) - 1) // window
-    inputs = tokens[: count * window].view(count, window)
-    targets = tokens[1 : count * window + 1].view(count, window)
-    total = 0.0
-    with evaluating(model):
-        for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-            total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
-    return total / targets.numel()
-
-
-def baselines(training: Tensor, held_out: Tensor, vocab_size: int) -> tuple[float, float]:
-    """Cross-entropy of unigram and bigram counts with add-one smoothing, in nats per token."""
-    pairs = training[:-1] * vocab_size + training[1:]
-    bigram = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size) + 1.0
-    unigram = torch.bincount(training, minlength=vocab_size) + 1.0
-    bigram_log = (bigram / bigram.sum(1, keepdim=True)).log()
-    unigram_log = (unigram / unigram.sum()).log()
-    return (
-        -unigram_log[held_out[1:]].mean().item(),
-        -bigram_log[held_out[:-1], held_out[1:]].mean().item(),
-    )
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * done))

@@ -372,7 +372,7 @@ def _write_and_swap(
         named[prefix + name] = tensor.detach().cpu().contiguous()
     save_file(named, new_weights, metadata={"format": "pt"})  # transformers insists on the format
     new_weights.chmod(new_config.stat().st_mode)  # safetensors lets the owner alone read it
-    _flush(new_weights)
+    flush(new_weights)
 
     before, old_config, both_configs = None, staging / "old", staging / "both"
     with suppress(MinigptError):  # none, or not one that could be loaded
@@ -394,21 +394,22 @@ def _write_and_swap(
         for shard in directory.glob("model-*-of-*.safetensors"):
             shard.unlink()
         (directory / INDEX).unlink()
-    _flush(directory)
+    flush(directory)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _flush(path)
+    flush(path)
 
 
 def _move(source: Path, target: Path) -> None:
     """Rename over the target in one step, and wait until the disk has it."""
     os.replace(source, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the disk has a file or directory."""
     if os.name == "nt":  # no such call for directories there
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -13,12 +14,14 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, KVCache, Tokenizer, hub, matrix, train
+from minigpt import GPT, GPTConfig, KVCache, Tokenizer, hub, matrix
 from minigpt.cli import main
 from minigpt.numerics import FastOps
+from minigpt.recipes import read_toml
 from minigpt.sampling import Sampler
 from minigpt.stories import stories
 from minigpt.tokenizer import train_bpe
+from minigpt.train import Run
 
 PROMPT = "Once upon a time"
 
@@ -385,30 +388,90 @@ class TestTheMatrix:
 
 class TestTrain:
     @pytest.fixture
-    def asked(self, monkeypatch):
-        """What `train_toy` was asked to do, without doing it."""
-        calls = []
+    def train(self, tmp_path, capsys):
+        """train("--steps", "5", ...): a few steps of a small model, into tmp_path / "out"."""
 
-        def train_toy(directory, config, report):
-            report("step 1")
-            calls.append((directory, config))
-            return train.TrainResult(1.25, 5.5, 3.5, 1.2, 60.0, 1000.0)
+        def call(*arguments, out=tmp_path / "out"):
+            small = ("--n-embd", "16", "--n-head", "2", "--n-layer", "1", "--steps", "4",
+                     "--batch-size", "4")  # fmt: skip
+            code = main(["train", "--out", str(out), "--cache", str(tmp_path / "cache"),
+                         *small, *arguments])  # fmt: skip
+            return code, *capsys.readouterr()
 
-        monkeypatch.setattr(train, "train_toy", train_toy)
-        return calls
+        return call
 
-    def test_passes_the_settings_on_and_tells_the_loss(self, asked, tmp_path, capsys):
-        code = main(["train", "--out", str(tmp_path), "--steps", "7", "--stories", "30",
-                     "--seed", "5"])  # fmt: skip
-        out, err = capsys.readouterr()
+    @pytest.fixture
+    def text(self, tmp_path):
+        path = tmp_path / "text.txt"
+        path.write_text("\n".join(stories(1, 40)))
+        return str(path)
+
+    def test_learns_a_text_and_saves_a_model_that_generates(self, train, text, tmp_path, capsys):
+        code, out, err = train("--data", text, "--tokenizer", "char", "--n-positions", "16")
         assert code == 0
-        assert asked == [(tmp_path, train.TrainConfig(steps=7, stories=30, seed=5))]
-        assert "loss 1.250 nats per token (bigram 3.500, unigram 5.500)" in out
-        assert "step 1" in err
+        assert "step 4: held-out loss" in err
+        for told in ("bits per byte", "perplexity", "unigram", "bigram", "tokens/s", "peak memory"):
+            assert told in out
+        model = ("--model", str(tmp_path / "out"), "--prompt", "The", "--max-new-tokens", "5")
+        assert main(["generate", *model]) == 0
+        assert capsys.readouterr().out.startswith("The")
 
-    def test_follows_the_recipe_unless_told_otherwise(self, asked):
-        main(["train"])
-        assert asked[0][1] == train.TrainConfig()
+    def test_learns_a_task_and_tells_how_many_problems_are_solved_exactly(self, train):
+        code, out, _ = train("--task", "copying")
+        assert code == 0
+        assert "exactly right      0.00% of unseen problems" in out
+
+    def test_starts_from_a_checkpoint_and_saves_the_same_shape(
+        self, train, text, directory, tmp_path
+    ):
+        before = GPT.from_pretrained(directory)
+        code, _, _ = train("--from", str(directory), "--data", text, "--n-positions", "16")
+        after = GPT.from_pretrained(tmp_path / "out")
+        assert code == 0
+        assert after.wte.weight.shape == before.wte.weight.shape
+        assert 0 < (after.wte.weight - before.wte.weight).abs().max() < 0.1
+
+    def test_with_lora_saves_a_plain_checkpoint(self, train, text, directory, tmp_path):
+        train("--from", str(directory), "--data", text, "--n-positions", "16", "--lora-rank", "2")
+        before, after = (GPT.from_pretrained(d) for d in (directory, tmp_path / "out"))
+        old, new = before.state_dict(), after.state_dict()
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert changed == {"h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"}
+
+    def test_goes_on_with_resume_and_only_then(self, train):
+        task = ("--task", "copying", "--save-every", "2")
+        train(*task)
+        code, _, err = train(*task)
+        assert code == 2
+        assert "holds a run already, up to step-00000004: resume it (--resume)" in err
+        assert train(*task, "--resume")[0] == 0
+
+    def test_names_the_fields_that_differ_from_the_run_to_resume(self, train):
+        train("--task", "copying")
+        code, _, err = train("--task", "sorting", "--seed", "2", "--resume")
+        assert code == 2
+        assert "task was 'copying' and is 'sorting'" in err
+        assert "seed was 1 and is 2" in err
+
+    def test_takes_fields_from_a_file_and_then_from_the_command_line(self, train, tmp_path):
+        (tmp_path / "my.toml").write_text('task = "copying"\nwarmup = 7\nclip = 2\n')
+        train("--config", str(tmp_path / "my.toml"), "--warmup", "3")
+        saved = read_toml(tmp_path / "out" / "train.toml")
+        assert (saved["task"], saved["warmup"], saved["clip"]) == ("copying", 3, 2.0)
+
+    def test_an_interrupt_saves_and_exits_with_130(self, train, monkeypatch):
+        step = Run.step
+
+        def interrupted(self, stop):
+            if self.state.step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, stop)
+
+        monkeypatch.setattr(Run, "step", interrupted)
+        code, _, err = train("--task", "copying")
+        assert code == 130
+        assert "stopped after step 3, which is saved: --resume goes on from there" in err
+        assert train("--task", "copying", "--resume")[0] == 0
 
 
 def test_download_prints_where_the_files_are(monkeypatch, tmp_path, capsys):
@@ -489,6 +552,30 @@ class TestAMistake:
         assert told("train", "--steps", "0") == "steps is 0, needed at least 1\n"
         place = str(tmp_path / "file" / "toy")
         assert told("train", "--out", place).startswith(f"cannot save in {place} (")
+
+    @pytest.mark.parametrize(
+        ("content", "options", "sentence"),
+        [
+            (b"", (), "{file} is empty, needed some text"),
+            (b"caf\xe9 " * 99, (), "byte 3 of {file} is no UTF-8"),
+            (b"too short", (), "the training text has "),
+            (b"long enough " * 999, ("--from", "{model}", "--n-positions", "65"),
+             "the model has a context of 64 and the data need one of 65"),
+            (b"long enough " * 99, ("--tokenizer", "words"), "tokenizer is 'words', needed 'char'"),
+            (b"long enough " * 99, ("--preset", "huge"), "no recipe is called 'huge'"),
+            (b"long enough " * 99, ("--config", "none.toml"), "none.toml "),
+            (b"long enough " * 99, ("--from", "{model}", "--freeze", "x"), "freeze names 'x'"),
+        ],
+    )  # fmt: skip
+    def test_in_the_data_to_train_on(self, capsys, directory, tmp_path, content, options, sentence):
+        file = tmp_path / "text.txt"
+        file.write_bytes(content)
+        options = [option.format(model=directory) for option in options]
+        places = ("--data", str(file), "--cache", str(tmp_path), "--out", str(tmp_path / "out"))
+        code = main(["train", *places, "--tokenizer", "byte", "--n-positions", "16", *options])
+        last = capsys.readouterr().err.splitlines()[-1]  # after the progress of tokenizing
+        assert code == 2
+        assert last.startswith(f"minigpt: {sentence.format(file=file)}")
 
     def test_in_what_to_download(self, told):
         assert told("download", "gpt5").startswith("there is no model 'gpt5' to download")

@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 
 from minigpt.errors import MinigptError
 from minigpt.stories import stories
-from minigpt.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, train_bpe
+from minigpt.tokenizer import (
+    END_OF_TEXT,
+    CharTokenizer,
+    StreamDecoder,
+    Tokenizer,
+    byte_tokenizer,
+    train_bpe,
+)
 
 SCRIPTS = [
     "Hello, world!",
@@ -192,6 +199,90 @@ def test_files_with_windows_line_ends_are_read(toy, toy_directory):
     merges = toy_directory / "merges.txt"
     merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
     assert Tokenizer.from_pretrained(toy_directory).encode("the fox") == toy.encode("the fox")
+
+
+# --- characters and bytes ---
+
+
+EVERY_CHARACTER = "".join(dict.fromkeys("".join(SCRIPTS)))
+
+
+@pytest.fixture(scope="module")
+def characters() -> CharTokenizer:
+    return CharTokenizer(EVERY_CHARACTER)
+
+
+def test_a_character_is_a_token_and_the_end_of_text_the_last():
+    tokenizer = CharTokenizer("abé🙂")
+    assert tokenizer.encode("🙂éa") == [3, 2, 0]
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (5, 4)
+
+
+def test_a_byte_is_a_token_and_the_end_of_text_the_last():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.encode("aé") == [97, 195, 169]
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (257, 256)
+
+
+@pytest.mark.parametrize("make", [lambda: CharTokenizer(EVERY_CHARACTER), byte_tokenizer])
+def test_characters_and_bytes_are_read_back_as_they_were_saved(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == make().fingerprint
+    assert [again.decode(again.encode(text)) for text in SCRIPTS] == SCRIPTS
+
+
+@pytest.mark.parametrize("text", ["a<|endoftext|>b", "<|endoftext|><|endoftext|>", "<|end"])
+def test_characters_read_special_tokens_when_asked(text):
+    tokenizer = CharTokenizer("ab<|>endoftx")
+    pieces = text.split(END_OF_TEXT)
+    expected = tokenizer.encode(pieces[0])
+    for piece in pieces[1:]:
+        expected += [tokenizer.eot_token, *tokenizer.encode(piece)]
+    assert tokenizer.encode(text, allow_special=True) == expected
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_transformers_reads_saved_characters_to_the_same_tokens(characters, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    characters.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    for text in SCRIPTS:
+        assert theirs(text)["input_ids"] == characters.encode(text)
+        assert theirs.decode(characters.encode(text)) == text
+    assert theirs.eos_token_id == characters.eot_token
+
+
+def test_characters_saved_over_another_tokenizer_replace_it(characters, toy_directory):
+    characters.save_pretrained(toy_directory)
+    assert Tokenizer.from_pretrained(toy_directory).n_vocab == characters.n_vocab
+
+
+def test_an_unknown_character_is_an_error_that_shows_it(characters):
+    with pytest.raises(MinigptError, match="character '∞' is not among the"):
+        characters.encode("2∞")
+
+
+def test_a_vocabulary_without_characters_is_an_error():
+    with pytest.raises(MinigptError, match="needed at least one character"):
+        CharTokenizer("")
+
+
+@pytest.mark.parametrize("vocab", [{"a": 1}, {"ab": 0}, {"a": "0"}, {}, [], None])
+def test_a_damaged_list_of_characters_is_an_error(characters, tmp_path, vocab):
+    characters.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["vocab"] = vocab
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(MinigptError, match=r"tokenizer\.json|vocabulary is empty"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_equal_vocabularies_have_equal_fingerprints_and_others_not(toy, toy_directory):
+    assert Tokenizer.from_pretrained(toy_directory).fingerprint == toy.fingerprint
+    others = {CharTokenizer("ab").fingerprint, CharTokenizer("ba").fingerprint, toy.fingerprint}
+    assert len(others) == 3
 
 
 # --- special tokens ---
