@@ -3,8 +3,8 @@
 As an operating system does for processes that fork: a row is a table of page numbers, the pages lie
 in a pool that forks share, each page counts the tables that it is in, and a page that several
 tables hold is copied by the first that writes into it (Kwon et al. 2023, PagedAttention, which
-reads pages in place with a kernel of its own; here a step gathers them into one piece, so that
-attention reads the same numbers in the same order as from any other cache).
+reads pages in place with a kernel of its own; here a step gathers those that are not neighbours
+anyway, so that attention reads the same numbers in the same order as from any other cache).
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class PagedCache(KVCache):
         self.pool = pool or PagePool(self)
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]  # [row][n]: the n-th page
         self._slots = self._index = torch.empty(0)
+        self._run: slice | None = None
         weakref.finalize(self, self.pool.drop_tables, self.tables).atexit = False
 
     @property
@@ -123,7 +124,13 @@ class PagedCache(KVCache):
         shown = -(-longest * size // KEY_BLOCK) * KEY_BLOCK // size
         pages = torch.tensor([table + [ZEROS] * (shown - len(table)) for table in self.tables])
         self._slots = (pages.gather(1, starts // size) * size + starts % size).flatten().to(device)
-        # ... and which pages to read, (B·G·shown), counted through the pages of all heads.
+        # ... and which pages to read: a run of neighbours, as a single row without forks has ...
+        first, *_ = table = self.tables[0]
+        if self.batch_size == 1 and table == list(range(first, first + len(table))):
+            self._run = slice(first * size, (first + len(table)) * size)
+            return
+        # ... or any, (B·G·shown), counted through the pages of all heads.
+        self._run = None
         heads = torch.arange(G)[:, None] * len(pool.owners)
         self._index = (heads + pages[:, None]).flatten().to(device)
 
@@ -139,10 +146,13 @@ class PagedCache(KVCache):
         B, G, _, D = k.shape
         for data, new in zip(self.pool.data[layer], (k, v), strict=True):  # (G, pages, size·D)
             data.view(G, -1, D).index_copy_(1, self._slots, new.transpose(0, 1).flatten(1, 2))
-        keys, values = (
-            data.view(-1, self.page * D).index_select(0, self._index).view(B, G, -1, D)
-            for data in self.pool.data[layer]
-        )
+        if self._run is not None:  # read where they lie
+            keys, values = self.pool.data[layer].view(2, 1, G, -1, D)[:, :, :, self._run]
+        else:
+            keys, values = (
+                data.view(-1, self.page * D).index_select(0, self._index).view(B, G, -1, D)
+                for data in self.pool.data[layer]
+            )
         return keys, values, self._lengths
 
     def _forget(self, lengths: Sequence[int], end: int) -> None:
