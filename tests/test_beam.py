@@ -67,6 +67,7 @@ def test_its_log_probability_is_the_models(exact):
     assert float(scores.sum()) == pytest.approx(best.log_probability, abs=1e-4)
 
 
+@torch.no_grad()
 def test_a_wide_search_finds_the_likeliest_of_all(make_model):
     model = make_model("exact", vocab_size=6)
     best = beam_search(model, [1], 3, beams=6, length_penalty=0.0)[0]

@@ -126,10 +126,10 @@ class TestRender:
         return {(row, str(column)): "equal" for column in COLUMNS for row in ROWS}
 
     def test_counts_the_equal_cells(self, results):
-        assert render(results).splitlines()[-1] == "144 of 144 cells equal, bit for bit"
+        assert render(results).splitlines()[-1] == "162 of 162 cells equal, bit for bit"
 
     def test_shows_every_cell(self, results):
-        assert render(results).count(" equal") == 144 + 1  # and in the count
+        assert render(results).count(" equal") == 162 + 1  # and in the count
         assert all(str(column) in render(results) for column in COLUMNS)
 
     def test_shows_how_much_differs(self, results):
@@ -137,14 +137,14 @@ class TestRender:
         lines = render(results).splitlines()
         row = next(line for line in lines if line.startswith("ragged rows"))
         assert row.split() == ["ragged", "rows", "32", "of", "2884", "differ", "equal", "equal"]
-        assert lines[-1] == "143 of 144 cells equal, bit for bit"
+        assert lines[-1] == "161 of 162 cells equal, bit for bit"
 
     def test_gives_the_reason_of_a_refusal_once(self, results):
         for column in ("toy MHA float32", "toy GQA float32"):
             results["context full", column] = "refused: no such thing here"
         text = render(results)
         assert text.splitlines()[-2:] == [
-            "refused: no such thing here", "142 of 144 cells equal, bit for bit",
+            "refused: no such thing here", "160 of 162 cells equal, bit for bit",
         ]  # fmt: skip
 
     def test_fits_a_terminal(self, results):

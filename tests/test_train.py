@@ -20,6 +20,7 @@ from minigpt.recipes import TrainConfig
 from minigpt.sources import Text
 from minigpt.train import CHECKPOINTS, Run, rate, train
 
+BEFORE = signal.getsignal(signal.SIGINT)  # the shell may have set it to be ignored
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, steps=20, batch_size=8, warmup=5,
     learning_rate=1e-2, evaluate_every=10, save_every=10,
@@ -311,7 +312,7 @@ class TestAnInterrupt:
         assert same(resumed, whole)
 
     def test_leaves_the_signals_as_they_were(self, interrupted):
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is BEFORE
 
 
 class TestBadInput:
