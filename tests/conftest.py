@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
+from minigpt.sampling import Sampler
 
 TOY = Path(__file__).parent.parent / "weights" / "toy"
 
@@ -71,3 +72,26 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def logits_seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Every row of logits from which a token was chosen."""
+    seen: list[torch.Tensor] = []
+    choose = Sampler.choose
+
+    def spy(self, logits, generator, history=()):  # type: ignore[no-untyped-def]
+        seen.append(logits.clone())
+        return choose(self, logits, generator, history)
+
+    monkeypatch.setattr(Sampler, "choose", spy)
+    return seen
+
+
+def ending_in(model: GPT, token: int) -> GPT:
+    """The same model, whose end-of-text token is this one."""
+    state = model.state_dict()
+    config = type(model.config)(**{**model.config.__dict__, "eos_token_id": token})
+    model = GPT(config, numerics="exact").eval()
+    model.load_state_dict(state)
+    return model

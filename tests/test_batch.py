@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ending_in
 
 from minigpt import GPT, MinigptError, generate
 from minigpt.batch import generate_batch
@@ -20,14 +21,6 @@ def one_thread(threads):
 @pytest.fixture
 def prompts(text):
     return [text(1, length, seed=length)[0].tolist() for length in (3, 40, 1, 126, 17)]
-
-
-def ending_in(model, token):
-    state = model.state_dict()
-    config = type(model.config)(**{**model.config.__dict__, "eos_token_id": token})
-    model = GPT(config, numerics="exact").eval()
-    model.load_state_dict(state)
-    return model
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLING])

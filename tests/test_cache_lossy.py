@@ -17,6 +17,16 @@ def decoded(model, tokens, prompt, **kind):
     return torch.cat(logits, 1), cache
 
 
+def interrupted_pass(model, cache, tokens):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.h[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens, cache=cache)
+    hook.remove()
+
+
 class TestQuantized:
     def test_a_number_comes_back_within_half_a_step_of_its_scale(self):
         x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
@@ -62,14 +72,7 @@ class TestQuantized:
         cache = exact.new_cache(kind="quantized")
         exact(text(1, 30), cache=cache)
         before = [x.clone() for x in cache.layer(0)]
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        hook = exact.h[1].register_forward_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            exact(text(1, 20), cache=cache)
-        hook.remove()
+        interrupted_pass(exact, cache, text(1, 20))
         assert all(torch.equal(a, b) for a, b in zip(before, cache.layer(0), strict=True))
 
     def test_rows_of_different_lengths(self, exact, text):
@@ -133,13 +136,6 @@ class TestWindow:
         cache = exact.new_cache(kind="window", window=20)
         exact(text(1, 30), cache=cache)
         before = [x.clone() for x in cache.layer(0)]
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        hook = exact.h[1].register_forward_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            exact(text(1, 20), cache=cache)
-        hook.remove()
+        interrupted_pass(exact, cache, text(1, 20))
         assert all(torch.equal(a, b) for a, b in zip(before, cache.layer(0), strict=True))
         assert cache.positions == [[0, 1, 2, 3, *range(10, 30)]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ending_in
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT, Generation, MinigptError, generate, stream
-from minigpt.sampling import Sampler
 
 SAMPLING = {"temperature": 0.8, "top_k": 60, "top_p": 0.9}
 
@@ -17,28 +17,6 @@ SAMPLING = {"temperature": 0.8, "top_k": 60, "top_p": 0.9}
 def one_thread(threads):
     """Models this small gain nothing from more, and lose much on a busy machine."""
     threads(1)
-
-
-@pytest.fixture
-def logits_seen(monkeypatch):
-    """Every row of logits from which a token was chosen."""
-    seen, choose = [], Sampler.choose
-
-    def spy(self, logits, generator, history=()):
-        seen.append(logits.clone())
-        return choose(self, logits, generator, history)
-
-    monkeypatch.setattr(Sampler, "choose", spy)
-    return seen
-
-
-def ending_in(model, token):
-    """The same model, whose end-of-text token is this one."""
-    state = model.state_dict()
-    config = type(model.config)(**{**model.config.__dict__, "eos_token_id": token})
-    model = GPT(config, numerics="exact").eval()
-    model.load_state_dict(state)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from minigpt import MinigptError, generate
-from minigpt.sampling import Sampler
 from minigpt.speculative import Lookup, SmallModel
 
 SAMPLING = {"temperature": 0.9, "top_k": 20}
@@ -36,18 +35,6 @@ class Fixed:
 
     def learn(self, drafted, accepted):
         pass
-
-
-@pytest.fixture
-def logits_seen(monkeypatch):
-    seen, choose = [], Sampler.choose
-
-    def spy(self, logits, generator, history=()):
-        seen.append(logits.clone())
-        return choose(self, logits, generator, history)
-
-    monkeypatch.setattr(Sampler, "choose", spy)
-    return seen
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLING])
