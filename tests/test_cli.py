@@ -211,6 +211,26 @@ class TestGenerate:
         assert terminal.getvalue() == b"Zo?\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--stop", ""], "a stop is '', needed a str of at least one character"),
+        (["--samples", "0"], "n is 0, needed"),
+        (["--beams", "0"], "beams is 0, needed"),
+        (["--samples", "2", "--draft", "lookup"], "--draft is for a single text"),
+        (["--beams", "2", "--stop", "x"], "--stop is not for beam search"),
+        (["--min-p", "2"], "min_p is 2.0, needed"),
+        (["--save-cache", "/nonexistent/cache"], "--save-cache cannot write in /nonexistent"),
+        (["--load-cache", "/nonexistent/cache"], "does not exist, needed a file"),
+    ],
+)
+def test_generate_refuses_before_any_text(run, arguments, sentence):
+    code, out, err = run("generate", "--prompt", PROMPT, *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert "Traceback" not in err
+
+
 class TestAKeptCache:
     @pytest.fixture
     def kept(self, run, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import minigpt
@@ -92,6 +94,16 @@ def run(options: argparse.Namespace) -> int:
             "--save-cache and --load-cache need a run with the cache: leave out --no-cache, "
             "--compare, --samples and --beams"
         )
+    if options.draft and (options.samples or options.beams):
+        raise MinigptError("--draft is for a single text: leave out --samples and --beams")
+    if options.stop and options.beams:
+        raise MinigptError("--stop is not for beam search: leave out --beams")
+    if options.save_cache:
+        place = Path(options.save_cache).resolve().parent
+        if not os.access(place, os.W_OK):  # better now than after the text
+            raise MinigptError(
+                f"--save-cache cannot write in {place}: choose a directory that is there and yours"
+            )
     given = options.prompt
     if given is None and not options.load_cache:
         given = read_prompt()
