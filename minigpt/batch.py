@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from minigpt.cache import KEY_BLOCK, KVCache, listed
+from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.checks import listed
 from minigpt.errors import MinigptError
 from minigpt.generate import Generation, Row, evaluating, sampler_settings
 from minigpt.model import GPT

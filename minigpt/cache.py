@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from minigpt.checks import is_whole, listed, whole
 from minigpt.errors import MinigptError
 from minigpt.memory import available_memory, zeros
 
@@ -528,25 +529,3 @@ def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
 def padded(held: Tensor, length: int) -> Tensor:
     """(..., S, D) with zeros after it: (..., length, D)."""
     return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))
-
-
-def listed(values: Iterable[Any] | Tensor) -> list[Any]:
-    """A list of what is in a list, a range, a tensor or an array.
-
-    Raises:
-        MinigptError: for what is none of these.
-    """
-    try:
-        return values.tolist() if hasattr(values, "tolist") else list(values)
-    except TypeError:
-        found = type(values).__name__
-        raise MinigptError(f"found a {found}, needed a list") from None
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def whole(name: str, value: object) -> None:
-    if not is_whole(value) or value < 1:  # type: ignore[operator]
-        raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")

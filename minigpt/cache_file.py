@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minigpt import weights
 from minigpt.cache import KVCache
 from minigpt.cache_kinds import NOT_SETTINGS
 from minigpt.cache_lossy import QuantizedCache, WindowCache
@@ -80,9 +80,8 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
         with TemporaryDirectory(prefix=_STAGING, dir=path.parent) as staging:
             new = Path(staging) / path.name
             save_file(tensors, new, metadata)
-            with new.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(new, path)
+            weights.flush(new)
+            weights.move(new, path)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
             f"the cache could not be written to {path} ({error}): a file already there is still "

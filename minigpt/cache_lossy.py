@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache import CacheSpec, KVCache, appended, is_whole, padded, whole
+from minigpt.cache import CacheSpec, KVCache, appended, padded
+from minigpt.checks import is_whole, whole
 from minigpt.errors import MinigptError
 
 

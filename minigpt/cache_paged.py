@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache import KEY_BLOCK, CacheSpec, KVCache, whole
+from minigpt.cache import KEY_BLOCK, CacheSpec, KVCache
+from minigpt.checks import whole
 from minigpt.errors import MinigptError
 
 ZEROS = 0  # the page that stands for "nothing here yet": all zeros, in every table, never written
@@ -122,7 +123,7 @@ class PagedCache(KVCache):
         starts = torch.tensor(self._lengths)[:, None] + torch.arange(count)  # (B, T)
         longest = max(len(table) for table in self.tables)
         shown = -(-longest * size // KEY_BLOCK) * KEY_BLOCK // size
-        pages = torch.tensor([table + [ZEROS] * (shown - len(table)) for table in self.tables])
+        pages = self._pages(shown)
         self._slots = (pages.gather(1, starts // size) * size + starts % size).flatten().to(device)
         # ... and which pages to read: a run of neighbours, as a single row without forks has ...
         first, *_ = table = self.tables[0]
@@ -133,6 +134,11 @@ class PagedCache(KVCache):
         self._run = None
         heads = torch.arange(G)[:, None] * len(pool.owners)
         self._index = (heads + pages[:, None]).flatten().to(device)
+
+    def _pages(self, count: int) -> Tensor:
+        """The tables, each filled up to `count` pages: (B, count)."""
+        filled = [table + [ZEROS] * (count - len(table)) for table in self.tables]
+        return torch.tensor(filled, dtype=torch.int64)  # also when there are none
 
     def _own_last(self, table: list[int]) -> None:
         """Copy on write: the last page of a row that is about to change, if others hold it too."""
@@ -188,8 +194,7 @@ class PagedCache(KVCache):
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies (B, G, S, D), gathered from the pages."""
         longest = max(len(table) for table in self.tables)
-        filled = [table + [ZEROS] * (longest - len(table)) for table in self.tables]
-        pages = torch.tensor(filled, dtype=torch.int64)  # also when there are none
+        pages = self._pages(longest)
         data = self.pool.data[index]  # (2, G, pages, size·D)
         shape = (self.spec.n_kv_head, self.batch_size, longest * self.page, self.spec.head_dim)
         seen = torch.arange(longest * self.page) < torch.tensor(self._lengths)[:, None]  # (B, S')

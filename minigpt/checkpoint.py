@@ -82,8 +82,7 @@ def save(
         (staging / "train.toml").write_text(config.to_toml(), encoding="utf-8")
         for path in (*staging.iterdir(), staging):
             weights.flush(path)
-        os.replace(staging, target)
-        weights.flush(directory)
+        weights.move(staging, target)
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.checks import is_whole, listed
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
 from minigpt.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.speculative import Drafter, drafter_for
 
 POLICIES = ("stop", "reprefill")
+IDS = "a list of token ids"
 LONGEST_DRAFT = 15  # guesses checked in one pass: with the token before them, 16 rows
 
 
@@ -164,7 +166,7 @@ class Row:
         top_log_probabilities: int | None = None,
     ) -> None:
         config = model.config
-        prompt = _listed("the prompt", ids)
+        prompt = listed(ids, "the prompt", IDS)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise MinigptError(
                 f"max_new_tokens is {max_new_tokens!r}, needed a whole number from 0 on"
@@ -185,7 +187,7 @@ class Row:
         eot = config.eos_token_id
         if stop_tokens is None:
             stop_tokens = () if eot is None else (eot,)
-        stop_tokens = _listed("stop_tokens", stop_tokens)
+        stop_tokens = listed(stop_tokens, "stop_tokens", IDS)
         window = list(prompt)
         if not window:
             if eot is None:
@@ -195,7 +197,9 @@ class Row:
                 )
             window = [eot]
         for name, tokens in (("the prompt", window), ("stop_tokens", stop_tokens)):
-            bad = next((t for t in tokens if not _is_token(t, config.vocab_size)), None)
+            bad = next(
+                (t for t in tokens if not (is_whole(t) and 0 <= t < config.vocab_size)), None
+            )
             if bad is not None:
                 raise MinigptError(
                     f"{name} holds {bad!r}, needed whole numbers from 0 to {config.vocab_size - 1}"
@@ -341,15 +345,19 @@ def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int
             f"make one with a larger max_length"
         )
     (held,) = cache.tokens
-    common = 0
-    while common < min(len(held), len(window) - 1) and held[common] == window[common]:
-        common += 1
+    common = common_prefix(held, window[:-1])
     cache.truncate(common)
     return common
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    differ = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
+
+
 @contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every layer is in the mode that it was in."""
     before = {module: module.training for module in model.modules()}
     if any(before.values()):
@@ -381,14 +389,3 @@ def sampler_settings(sampling: dict[str, Any]) -> dict[str, Any]:
                 f"{name!r} is not a setting of generation, needed one of {', '.join(known)}"
             )
     return sampling
-
-
-def _listed(name: str, tokens: Sequence[int]) -> list[int]:
-    try:
-        return tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-    except TypeError:
-        raise MinigptError(f"{name} is {tokens!r}, needed a list of token ids") from None
-
-
-def _is_token(value: object, vocab_size: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size

@@ -19,8 +19,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from minigpt.cache import CacheSpec, KVCache, whole
+from minigpt.cache import CacheSpec, KVCache
 from minigpt.cache_kinds import LOSSLESS, make_cache
+from minigpt.checks import whole
 from minigpt.errors import MinigptError
 from minigpt.generate import evaluating
 from minigpt.model import GPT
@@ -292,7 +293,7 @@ def cache_spec(model: PreTrainedModel) -> CacheSpec:
         )
     own = DynamicCache(config=model.config)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    with evaluating(model), torch.no_grad():  # type: ignore[arg-type]
+    with evaluating(model), torch.no_grad():
         model(input_ids=token, attention_mask=token + 1, past_key_values=own, use_cache=True)
     found = {_layer_kept(layer) for layer in own.layers}
     if len(found) != 1 or not isinstance(kept := found.pop(), tuple):
@@ -487,7 +488,7 @@ def _generate(
     stop_tokens = _end_of_text(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     began = time.perf_counter()
-    with evaluating(model), torch.inference_mode():  # type: ignore[arg-type]
+    with evaluating(model), torch.inference_mode():
         while len(ids) < max_length:
             pending = ids if cache is None else ids[cache.length :]  # not seen by the model yet
             tokens = torch.tensor([pending], device=model.device)  # (1, T)

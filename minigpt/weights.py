@@ -382,13 +382,13 @@ def _write_and_swap(
             shutil.copyfile(directory / CONFIG, old_config)
             versions = [before, config, sha256(new_weights)]
             _write(both_configs, _UNFINISHED + json.dumps(versions) + "\n")
-            _move(both_configs, directory / CONFIG)
-        _move(new_weights, directory / WEIGHTS)
+            move(both_configs, directory / CONFIG)
+        move(new_weights, directory / WEIGHTS)
     except BaseException:
         if new_weights.exists() and old_config.exists():  # the old weights are still in place
-            _move(old_config, directory / CONFIG)
+            move(old_config, directory / CONFIG)
         raise
-    _move(new_config, directory / CONFIG)
+    move(new_config, directory / CONFIG)
 
     if (directory / INDEX).exists():  # the old checkpoint was in shards, which no longer count
         for shard in directory.glob("model-*-of-*.safetensors"):
@@ -402,7 +402,7 @@ def _write(path: Path, text: str) -> None:
     flush(path)
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
     """Rename over the target in one step, and wait until the disk has it."""
     os.replace(source, target)
     flush(target.parent)

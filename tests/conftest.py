@@ -95,3 +95,14 @@ def ending_in(model: GPT, token: int) -> GPT:
     model = GPT(config, numerics="exact").eval()
     model.load_state_dict(state)
     return model
+
+
+def random_gpt2(directory: Path, **shape: object) -> torch.nn.Module:
+    """transformers' small GPT-2 with random weights, which it has written to `directory`."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # slow, and few tests need it
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "n_positions": 128, "n_embd": 48, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, **shape, bos_token_id=None, eos_token_id=None))
+    model.eval().save_pretrained(directory)
+    return model

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from conftest import random_gpt2
 
 from minigpt import GPT, MinigptError, generate
 from minigpt.beam import beam_search
@@ -22,12 +22,7 @@ def one_thread(threads):
 def both(tmp_path_factory):
     """transformers' model with random weights, and ours with the same."""
     directory = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    shape = {"vocab_size": 97, "n_positions": 128, "n_embd": 48, "n_layer": 2, "n_head": 4}
-    config = GPT2Config(**shape, initializer_range=0.2, bos_token_id=None, eos_token_id=None)
-    theirs = GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(directory)
-    return theirs, GPT.from_pretrained(directory)
+    return random_gpt2(directory, n_layer=2, initializer_range=0.2), GPT.from_pretrained(directory)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ending_in
-from transformers import GPT2Config, GPT2LMHeadModel
+from conftest import ending_in, random_gpt2
 
 from minigpt import GPT, Generation, MinigptError, generate, stream
 
@@ -23,12 +22,7 @@ def one_thread(threads):
 def both(tmp_path_factory):
     """transformers' model with random weights, and the directory it wrote them to."""
     directory = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    shape = {"vocab_size": 97, "n_positions": 128, "n_embd": 48, "n_layer": 3, "n_head": 4}
-    config = GPT2Config(**shape, initializer_range=0.3, bos_token_id=None, eos_token_id=None)
-    theirs = GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(directory)
-    return theirs, directory
+    return random_gpt2(directory, n_layer=3, initializer_range=0.3), directory
 
 
 @pytest.mark.parametrize("numerics", ["exact", "fast"])

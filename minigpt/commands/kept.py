@@ -11,6 +11,7 @@ from minigpt import cache_file
 from minigpt.cache import KVCache
 from minigpt.commands.common import say
 from minigpt.errors import MinigptError
+from minigpt.generate import common_prefix
 from minigpt.model import GPT
 from minigpt.tokenizer import Tokenizer
 
@@ -18,8 +19,8 @@ from minigpt.tokenizer import Tokenizer
 def resume(
     path: str, model: GPT, tokenizer: Tokenizer, prompt: str | None
 ) -> tuple[KVCache, str, list[int], float]:
-    """A saved cache cut to what it shares with the prompt, the whole prompt as text and tokens, and
-    the seconds that the cache took to compute."""
+    """A saved cache, the whole prompt as text and tokens, and the seconds that the cache took to
+    compute. Generation cuts the cache to what it shares with the prompt."""
     began = time.perf_counter()
     cache = cache_file.load(path, model, model.config.n_positions)
     took = time.perf_counter() - began
@@ -29,15 +30,13 @@ def resume(
     text = tokenizer.decode(held)
     ids = held if prompt is None else tokenizer.encode(prompt)
     prompt = text if prompt is None else prompt
-    agree = [a == b for a, b in zip(held, ids, strict=False)]
-    shared = [*agree, False].index(False)
-    if not all(agree) and not prompt.startswith(text):
+    shared = common_prefix(held, ids)
+    if shared < min(len(held), len(ids)) and not prompt.startswith(text):
         raise MinigptError(
             f"the prompt and the text in {path} part after {shared} tokens, where the file goes on "
             f"with {tokenizer.decode(held[shared:][:8])!r}: begin the prompt with the file's text, "
             f"or leave it out to go on from there"
         )
-    cache.truncate(shared)
     seconds = float(cache_file.about(path)["notes"].get("prefill_seconds", 0))
     before = f"; prefilling took {seconds:.2f} s, so {seconds - took:.2f} s are saved"
     say(f"({len(held)} tokens loaded in {took:.2f} s{before if seconds else ''})")
