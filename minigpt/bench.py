@@ -14,9 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,7 +24,17 @@ import torch
 from torch import Tensor
 
 from minigpt import bench_cache, bench_generate, bench_train, hub
-from minigpt.cache import KEY_BLOCK, KVCache
+from minigpt.bench_peers import (
+    Decode,
+    Entrant,
+    entrants,
+    greedy,
+    installed,
+    int8_entrants,
+    minigpt_entrant,
+    transformers_entrants,
+    why_no_transformers,
+)
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.generate import generate
@@ -34,8 +42,10 @@ from minigpt.measure import Prepare, Row, Samples, Section, Table, interleave, m
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 
-SECTIONS = ("decode", "prefill", "exact", "cache", "kinds", "texts", "train", "start", "limits")
-BATCHES = (1, 8)
+SECTIONS = (
+    "decode", "prefill", "exact", "int8", "cache", "kinds", "texts", "train", "start", "limits",
+)  # fmt: skip
+BATCHES = (1, 4, 8, 16)
 SMALL = 50e6  # bytes of weights up to which 500 tokens without a cache take seconds
 COSTS = {  # of exact over fast, at most: the goals for GPT-2 124M on two cores
     "float32": {"decode, batch 1": 1.10, "decode, batch 8": 1.00, "prefill, 1024 tokens": 1.10},
@@ -46,72 +56,6 @@ START = {
     "first exact pass, extra": 0.5,
     "memory to load": 1.3,
 }  # seconds, x
-
-# --- who is compared ------------------------------------------------------------------------------
-
-
-@dataclass
-class Entrant:
-    """A model as the sections see it."""
-
-    name: str
-    ready: Callable[[], object]  # to be called before it takes its turn
-    new_cache: Callable[[int, int], Any]  # (rows, positions)
-    next_logits: Callable[[Tensor, Any], Tensor]  # (B, T) tokens and a cache -> (B, V)
-
-
-def minigpt_entrant(model: GPT, numerics: str) -> Entrant:
-    """Our model with one set of numerics; both sets share the model and its weights."""
-
-    def new_cache(batch_size: int, length: int) -> KVCache:
-        blocks = -(-length // KEY_BLOCK)
-        return model.new_cache(batch_size, min(blocks * KEY_BLOCK, model.config.n_positions))
-
-    ready = partial(setattr, model, "numerics", numerics)
-    return Entrant(f"minigpt {numerics}", ready, new_cache, model.next_logits)
-
-
-def transformers_entrant(directory: Path, dtype: torch.dtype, device: torch.device) -> Entrant:
-    """Hugging Face's GPT-2 on the same checkpoint, with its DynamicCache."""
-    from transformers import DynamicCache, GPT2LMHeadModel, logging
-
-    library: Any = logging  # has no types
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    loaded: Any = GPT2LMHeadModel.from_pretrained(directory)
-    model = loaded.to(device, dtype).eval()
-
-    def next_logits(tokens: Tensor, cache: Any) -> Tensor:
-        return model(tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-
-    return Entrant("transformers", lambda: None, lambda *size: DynamicCache(), next_logits)
-
-
-def entrants(model: GPT, directory: Path) -> list[Entrant]:
-    """Who can run this checkpoint here: minigpt twice, and transformers where it can."""
-    ours = [minigpt_entrant(model, name) for name in NUMERICS]
-    if why_no_transformers(model.config):
-        return ours
-    return [*ours, transformers_entrant(directory, model.dtype, model.device)]
-
-
-def why_no_transformers(config: GPTConfig) -> str | None:
-    """What keeps transformers from running such a model here; None: nothing."""
-    if config.kv_heads != config.n_head:
-        return "transformers' GPT-2 has no grouped heads and cannot load this model"
-    if _version("transformers") is None:
-        return "transformers is not installed: pip install 'minigpt[hf]' to measure it as well"
-    return None
-
-
-@torch.inference_mode()
-def greedy(entrant: Entrant, tokens: Tensor, cache: Any, steps: int) -> Tensor:
-    """Feed (B, T) tokens, then decode: (B, steps) ids."""
-    chosen = []
-    for _ in range(steps):
-        tokens = entrant.next_logits(tokens, cache).argmax(-1, keepdim=True)  # (B, 1)
-        chosen.append(tokens)
-    return torch.cat(chosen, 1)
 
 
 @contextmanager
@@ -164,7 +108,8 @@ class Bench:
         limit = model.config.n_positions
         self.prompt = min(128, limit // 2)
         self.steps = min(4 if quick else 16, limit - self.prompt)
-        self.prefills = sorted({min(length, limit) for length in (128, 1024)})
+        self.batches = (1, 8) if quick else BATCHES
+        self.prefills = sorted({min(length, limit) for length in (128, 512, 1024)})
         lengths = [10] if quick else [10, 50, 100, 200]
         if long or (self.bytes < SMALL and not quick):
             lengths.append(500)
@@ -179,12 +124,11 @@ class Bench:
 
     def decode(self) -> Section:
         rows: list[Row] = []
-        for batch in BATCHES:
+        for batch in self.batches:
             rows += self._rows(f"batch {batch}", self._contest("decode", batch), self.steps, batch)
         notes = [self._same_ids(), "limit: reading weights and cache once, as fast as memory goes"]
-        notes.append(self._against("fast 1.40 x, exact 1.30 x at batch 1"))
-        title = f"time of a step, {self.steps} steps after {self.prompt} tokens"
-        return Section("decode", title, rows, notes)
+        notes.append(self._against("1.60 x, exact 1.45 x, batch 8 1.70 x"))
+        return Section("decode", f"time of a step, {self._after()}", rows, notes)
 
     def prefill(self) -> Section:
         rows: list[Row] = []
@@ -192,11 +136,11 @@ class Bench:
             samples = self._contest("prefill", length)
             rows += self._rows(f"{length} tokens", samples, 1, length)
         notes = [f"limit: as many multiplications in one large {self.dtype} product"]
-        notes.append(self._against("1.50 x for 1024 tokens"))
-        return Section("prefill", "time from prompt to filled cache and last logits", rows, notes)
+        notes.append(self._against("2.00 x for 512 and 1024 tokens"))
+        return Section("prefill", "time to the first token, the cache filled", rows, notes)
 
     def exact(self) -> Section:
-        contests = [("decode", batch, f"decode, batch {batch}") for batch in BATCHES]
+        contests = [("decode", batch, f"decode, batch {batch}") for batch in self.batches]
         contests.append(("prefill", self.prefills[-1], f"prefill, {self.prefills[-1]} tokens"))
         rows = []
         for kind, size, name in contests:
@@ -204,6 +148,24 @@ class Bench:
             cost = ratios(samples["minigpt exact"], samples["minigpt fast"])
             rows.append(Row(name, cost, "x", {} if goal is None else {"goal": goal}))
         return Section("exact", "its time over that of fast (goals: gpt2, two cores)", rows)
+
+    def int8(self) -> Section:
+        """A step with 8-bit weights, and in the same turns with those there are."""
+        plain = self.entrants[0]
+        rivals = [plain, *int8_entrants(self.model, self.directory)]
+        tokens, rows = self._tokens(1, self.prompt), []
+        runs = {rival.name: partial(rival.decode, tokens, self.steps) for rival in rivals}
+        samples = interleave(runs, self.rounds, "int8")
+        for name, seconds in samples.items():
+            extra = {"tokens/s": self.steps / median(seconds)}
+            extra["speed-up"] = median(ratios(samples[plain.name], seconds))
+            rows.append(Row(name, [1000 * took / self.steps for took in seconds], "ms", extra))
+        plain.ready()
+        notes = [
+            f"speed-up: over {plain.name}, whose weights are {self.dtype}",
+            "everyone rounds in a way of its own, so their texts may differ",
+        ]
+        return Section("int8", f"time of a step with 8-bit weights, {self._after()}", rows, notes)
 
     def cache(self) -> Section:
         self.model.numerics = "exact"
@@ -281,27 +243,29 @@ class Bench:
     def _contest(self, kind: str, size: int) -> Samples:
         """Seconds of the limit and of every entrant, in the same turns; measured once."""
         if (kind, size) not in self._samples:
-            prepare: Callable[[Entrant, int], Callable[[], object]] = self._prefill_once
+            prepare: Callable[[Entrant, int], Callable[[], object]] = self._prefill
             limit, scale = self._multiplier(), self._multiplications(size) / self.side**3
             if kind == "decode":
-                prepare = self._decode_steps
+                prepare = self._decode
                 limit, scale = self._reader(), self.steps * self._bytes_read(size) / self.buffer
-            rivals = {rival.name: partial(prepare, rival, size) for rival in self.entrants}
+            rivals = {
+                rival.name: partial(prepare, rival, size)
+                for rival in self.entrants
+                if kind == "prefill" or size == 1 or rival.batches
+            }
             samples = interleave({"limit": limit, **rivals}, self.rounds, f"{kind} {size}")
             samples["limit"] = [scale * took for took in samples["limit"]]
             self._samples[kind, size] = samples
         return self._samples[kind, size]
 
-    def _decode_steps(self, entrant: Entrant, batch_size: int) -> Callable[[], object]:
-        entrant.ready()
-        cache = entrant.new_cache(batch_size, self.prompt + self.steps)
-        first = greedy(entrant, self._tokens(batch_size, self.prompt), cache, 1)
-        return lambda: greedy(entrant, first, cache, self.steps).tolist()
+    def _decode(self, entrant: Entrant, batch_size: int) -> Decode:
+        return entrant.decode(self._tokens(batch_size, self.prompt), self.steps)
 
-    def _prefill_once(self, entrant: Entrant, length: int) -> Callable[[], object]:
-        entrant.ready()
-        tokens = self._tokens(1, length)
-        return lambda: greedy(entrant, tokens, entrant.new_cache(1, length), 1).tolist()
+    def _prefill(self, entrant: Entrant, length: int) -> Decode:
+        return entrant.prefill(self._tokens(1, length))
+
+    def _after(self) -> str:
+        return f"{self.steps} steps after {self.prompt} tokens"
 
     def _bytes_read(self, batch_size: int) -> float:
         """In a step: every weight but the embeddings that are looked up, and the cache."""
@@ -337,11 +301,7 @@ class Bench:
         if self.model.dtype != torch.float32:
             model = GPT.from_pretrained(self.directory, torch.float32, self.model.device)
             rivals = entrants(model, self.directory)
-        ids = {}
-        for rival in rivals:
-            rival.ready()
-            cache = rival.new_cache(8, self.prompt + self.steps)
-            ids[rival.name] = greedy(rival, prompts, cache, self.steps).tolist()
+        ids = {rival.name: rival.decode(prompts, self.steps)() for rival in rivals}
         odd = [name for name in ids if ids[name] != ids["minigpt fast"]]
         verdict = f"OTHERS from {' and '.join(odd)}" if odd else f"the same from {', '.join(ids)}"
         return f"8 x {self.steps} greedy tokens in float32: {verdict}"
@@ -391,18 +351,11 @@ def about(model: GPT) -> dict[str, str]:
     }
     if model.device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(model.device)
-    for name in ("torch", "transformers", "minigpt"):
-        found[name] = _version(name) or "missing"
+    for name in ("torch", "transformers", "ctranslate2", "minigpt"):
+        found[name] = installed(name) or "missing"
     found["parameters"] = f"{sum(weight.numel() for weight in model.parameters()):,}"
     found["dtype"], found["device"] = str(model.dtype).removeprefix("torch."), model.device
     return {name: str(value) for name, value in found.items()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 _IMPORTS = {
@@ -442,7 +395,7 @@ def load_probe(
         model = GPT.from_pretrained(directory, number, place)
         rivals = [minigpt_entrant(model, name) for name in NUMERICS]
     else:
-        rivals = [transformers_entrant(Path(directory), number, place)]
+        rivals = transformers_entrants(Path(directory), number, place)[:1]
     found = {"load": time.perf_counter() - began}
     loaded = memory("VmHWM")
     tokens = torch.zeros(1, 32, dtype=torch.int64, device=place)

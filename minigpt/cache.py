@@ -433,8 +433,10 @@ class StaticCache(KVCache):
         keys, values = self._views[layer]
         write(keys, k, self._lengths)
         write(values, v, self._lengths)
-        shown = min(-(-(len(self) + k.shape[2]) // KEY_BLOCK) * KEY_BLOCK, self.capacity)
-        return keys[:, :, :shown], values[:, :, :shown], self._lengths
+        shown = -(-(len(self) + k.shape[2]) // KEY_BLOCK) * KEY_BLOCK
+        if shown < self.capacity:
+            keys, values = keys[:, :, :shown], values[:, :, :shown]
+        return keys, values, self._lengths
 
     def _forget(self, lengths: Sequence[int], end: int) -> None:
         for row, length in enumerate(lengths):
@@ -510,8 +512,8 @@ class NoCache:
 def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:
     """Put the T positions of each row of `new` (..., B, G, T, D) into `buffer`, from its start."""
     count, first = new.shape[-2], starts[0]
-    if all(start == first for start in starts):
-        buffer[..., first : first + count, :] = new
+    if min(starts) == max(starts):
+        buffer.narrow(-2, first, count).copy_(new)
     else:
         for row, start in enumerate(starts):
             buffer[..., row, :, start : start + count, :] = new[..., row, :, :, :]

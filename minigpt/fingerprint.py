@@ -31,7 +31,7 @@ def fingerprint(model: GPT) -> str:
     Remembered until a weight changes, as far as torch tells (see `numerics.Packed`). Meant for
     mistakes, not for forgers: it misses changes that cancel in a `checksum`.
     """
-    weights = dict(model.named_parameters())
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state: list[Any] = [optimizer_steps()[0]]
     for name, weight in weights.items():
         version = 0 if weight.is_inference() else weight._version

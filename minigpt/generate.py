@@ -8,7 +8,7 @@ at once in `batch.py`, and text instead of ids in `text.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -279,6 +279,7 @@ def _decode(
 
 def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None) -> Iterator[int]:
     result, began, prefills = row.result, time.perf_counter(), 0
+    layers = list(model.modules())
     while row.goes_on():
         if cache is not None and result.prefills > prefills:
             cache.reset()
@@ -287,7 +288,7 @@ def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None)
         # Guesses go along with the last token: one pass then says what follows each of them.
         room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
         guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
-        with evaluating(model), torch.inference_mode():  # and in neither while the caller has it
+        with evaluating(model, layers), torch.inference_mode():  # neither while the caller has it
             tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
             if guesses:
                 logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
@@ -357,18 +358,26 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every layer is in the mode that it was in."""
-    before = {module: module.training for module in model.modules()}
-    if any(before.values()):
-        model.eval()
+def evaluating(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every layer is in the mode that it was in.
+
+    Args:
+        layers: `model.modules()`, from a caller that comes for every token: to list them takes
+            as long as to run one.
+    """
+    before = [(layer, layer.training) for layer in layers or model.modules()]
+    if not any(training for _, training in before):
+        yield
+        return
+    was_training = model.training
+    model.eval()
     try:
         yield
     finally:
-        if before[model]:
+        if was_training:
             model.train()
-        for module, training in before.items():
-            module.training = training
+        for layer, training in before:
+            layer.training = training
 
 
 def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptError:

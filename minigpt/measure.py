@@ -82,16 +82,31 @@ class Section:
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def cells(self) -> list[list[str]]:
+        """The table, its headings first."""
         columns = [key for key in _COLUMNS if any(key in row.extra for row in self.rows)]
-        table = [["", "median     ", "min .. max", *columns]]
-        table += [row.cells(columns) for row in self.rows]
+        headings = ["", "median     ", "min .. max", *columns]
+        return [headings, *(row.cells(columns) for row in self.rows)]
+
+    def to_markdown(self) -> str:
+        headings, *rows = ([cell.strip() for cell in row] for row in self.cells())
+        rule = ["---"] + ["---:"] * (len(headings) - 1)
+        table = [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return "\n".join([f"**{self.name}**: {self.title}\n", *table]) + "\n" * bool(notes) + notes
+
+    def __str__(self) -> str:
+        table = self.cells()
         name_width = max(len(row.name) for row in self.rows)
         lines = [f"{self.name}: {self.title}"]
         for name, middle, spread, *extra in table:
-            line = f"  {name:<{name_width}}{middle:>13}{spread:>20}"
+            line = f"  {name:<{name_width}}{middle:>13}{spread:>17}"
             lines.append((line + "".join(f"{cell:>12}" for cell in extra)).rstrip())
-        return "\n".join([*lines, *(f"  ({note})" for note in self.notes)])
+        notes = (
+            textwrap.fill(f"({note})", 98, initial_indent="  ", subsequent_indent="   ")
+            for note in self.notes
+        )
+        return "\n".join([*lines, *notes])
 
 
 @dataclass
@@ -105,6 +120,12 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with every sample."""
         return asdict(self)
+
+    def to_markdown(self) -> str:
+        """For a README: the same tables, as GitHub draws them."""
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
+        how = f"Measured in turns, {self.rounds} rounds after a warm-up, unless said otherwise: "
+        return "\n\n".join([f"{how}{about}.", *(part.to_markdown() for part in self.sections)])
 
     def __str__(self) -> str:
         about = textwrap.fill(", ".join(f"{key} {value}" for key, value in self.about.items()), 98)

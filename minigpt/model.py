@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minigpt import weights
+from minigpt import weights as checkpoint
 from minigpt.cache import CacheSpec, KVCache, LayerCache, NoCache
 from minigpt.cache_kinds import make_cache
 from minigpt.config import GPTConfig
@@ -81,9 +81,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        kv_width = config.kv_heads * config.head_dim
-        self.widths = (config.n_embd, kv_width, kv_width)  # of the queries, keys and values
-        self.c_attn = Linear(config.n_embd, sum(self.widths))
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # queries, keys, values
+        self.c_attn = Linear(config.n_embd, sum(self.heads) * config.head_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
@@ -93,14 +92,12 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
-        q, k, v = self.c_attn(x).split(self.widths, dim=-1)  # (B, T, H·D), 2 x (B, T, G·D)
-        k, v, starts = cache.append(self.heads(k), self.heads(v))  # (B, G, S, D): all up to now
+        qkv = self.c_attn(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, D)
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(self.heads, 2))  # (B, H or G, T, D)
+        k, v, starts = cache.append(k, v)  # (B, G, S, D): all up to now
         dropout = self.attn_pdrop if self.training else 0.0
-        y = self.ops.attention(self.heads(q), k, v, starts, self.scale, dropout)  # (B, H, T, D)
+        y = self.ops.attention(q, k, v, starts, self.scale, dropout)  # (B, H, T, D)
         return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # (B, T, C)
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, n·D) -> (B, n, T, D)
 
 
 class MLP(nn.Module):
@@ -228,10 +225,10 @@ class GPT(nn.Module):
                 f"tokens are on {tokens.device} and the model is on {self.device}: "
                 f"move them with tokens.to(model.device)"
             )
-        low, high = tokens.aminmax()
+        low, high = map(int, tokens.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise MinigptError(
-                f"token {int(low) if low < 0 else int(high)} is outside the vocabulary, "
+                f"token {low if low < 0 else high} is outside the vocabulary, "
                 f"needed ids from 0 to {self.config.vocab_size - 1}"
             )
 
@@ -316,6 +313,7 @@ class GPT(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         numerics: str | None = None,
+        weights: str | None = None,
     ) -> GPT:
         """A trained model, in evaluation mode, from a directory or a hub name such as "gpt2".
 
@@ -326,14 +324,20 @@ class GPT(nn.Module):
             dtype: float32, float16 or bfloat16; None: what the file has.
             device: where the weights go.
             numerics: "exact" or "fast"; None: exact in evaluation mode, fast in training.
+            weights: "int8" for a quarter of the bytes and other logits, see `int8.py`; None: as
+                they are.
 
         Raises:
             MinigptError: when the checkpoint is missing, damaged or not a GPT-2.
         """
-        from minigpt import hub
+        from minigpt import hub, int8
 
         row_ops(numerics or "exact")  # refuse a wrong name before reading anything
-        config, tensors = weights.load(hub.resolve(source), dtype)
+        if weights not in (None, "int8"):
+            raise MinigptError(
+                f"weights is {weights!r}, needed 'int8', or None for those there are"
+            )
+        config, tensors = checkpoint.load(hub.resolve(source), dtype)
         with torch.device("meta"):
             model = cls(config, numerics)
         model.load_state_dict(
@@ -342,6 +346,8 @@ class GPT(nn.Module):
         )  # fmt: skip
         if config.tie_word_embeddings:
             model.lm_head.weight = model.wte.weight  # type: ignore[assignment]
+        if weights == "int8":
+            int8.quantize(model)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -351,6 +357,11 @@ class GPT(nn.Module):
             MinigptError: when the directory cannot be written; an old checkpoint there survives.
         """
         tensors = dict(self.state_dict())
+        if "h.0.attn.c_attn.weight" not in tensors:
+            raise MinigptError(
+                "this model has int8 weights, which GPT-2's file format does not know: save the "
+                "model that they were made from"
+            )
         if self.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
-        weights.save(directory, self.config, tensors)
+        checkpoint.save(directory, self.config, tensors)

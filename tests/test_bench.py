@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, MinigptError, bench
+from minigpt import GPT, GPTConfig, MinigptError, bench, bench_peers
 from minigpt.cli import main
 
 
@@ -91,16 +91,55 @@ def test_cost_of_exact_is_the_ratio_of_paired_samples(table):
     assert rows["decode, batch 1"]["samples"] == pytest.approx(want)
 
 
+def test_everyone_decodes_what_transformers_decodes(tmp_path):
+    """Also the programs that are timed through an interface of their own."""
+    GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
+    rivals = bench_peers.entrants(GPT.from_pretrained(tmp_path), tmp_path)
+    tokens = torch.randint(256, (2, 30), generator=torch.Generator().manual_seed(0))
+    found = {rival.name: (rival.prefill(tokens)(), rival.decode(tokens, 5)()) for rival in rivals}
+    assert "transformers static" in found
+    assert ("CTranslate2" in found) == bool(bench.installed("ctranslate2"))
+    for name, (first, rest) in found.items():
+        assert (first, rest) == found["transformers"], name
+        assert [len(row) for row in rest] == [5, 5]
+
+
+def test_steps_are_timed_without_the_prefill(tmp_path):
+    """What is timed takes up one token after another, from where the prompt was prefilled."""
+    GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
+    model = GPT.from_pretrained(tmp_path)
+    entrant, seen = bench_peers.minigpt_entrant(model, "fast"), []
+    entrant.next_logits = lambda tokens, cache: (
+        seen.append(tokens.shape[1]) or model.next_logits(tokens, cache)
+    )
+    timed = entrant.decode(torch.zeros(1, 20, dtype=torch.int64), 3)
+    assert seen == [20]
+    timed()
+    assert seen == [20, 1, 1, 1]
+
+
+def test_markdown_has_a_row_for_each_of_the_table(table, capsys):
+    assert (
+        main(["bench", "--model", "random:nano", "--quick", "--only", "limits", "--markdown"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "|  | median | min .. max |" in lines
+    assert sum(line.startswith("| memory read | ") for line in lines) == 1
+
+
 def test_more_rounds_are_more_samples(table):
     assert len(by_name(table("--only", "limits", "--rounds", "5"))["memory read"]["samples"]) == 5
 
 
 def test_without_transformers_it_says_how_to_install_it(table, monkeypatch):
-    version = bench._version
-    monkeypatch.setattr(bench, "_version", lambda n: None if n == "transformers" else version(n))
+    known = bench.installed
+    for module in (bench, bench_peers):
+        monkeypatch.setattr(
+            module, "installed", lambda n: None if n == "transformers" else known(n)
+        )
     found = table("--only", "prefill")
     assert not any("transformers" in name for name in by_name(found))
-    assert any("pip install 'minigpt[hf]'" in note for note in found["sections"][0]["notes"])
+    assert any("pip install 'minigpt[bench]'" in note for note in found["sections"][0]["notes"])
 
 
 def test_grouped_heads_are_measured_without_transformers(tmp_path):

@@ -10,7 +10,7 @@ from minigpt.commands.common import DTYPES, Subcommands, load
 
 def add(commands: Subcommands) -> None:
     command = commands.add_parser("bench", help="measure speed and memory, side by side")
-    command.set_defaults(run=run, numerics="fast")  # it measures both
+    command.set_defaults(run=run, numerics="fast", weights=None)  # it measures all of them
     command.add_argument(
         "--model", default="random:gpt2", metavar="SOURCE",
         help="directory or name, or random:PRESET for that shape with random weights "
@@ -21,7 +21,7 @@ def add(commands: Subcommands) -> None:
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     command.add_argument(
         "--only", metavar="SECTION[,SECTION]",
-        help="some of decode, prefill, exact, cache, kinds, texts, train, start, limits "
+        help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits "
         "(default all)",
     )  # fmt: skip
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
@@ -29,7 +29,9 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--long", action="store_true", help="500 tokens without the cache, also for large models"
     )
-    command.add_argument("--json", action="store_true", help="all samples as JSON")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all samples as JSON")
+    form.add_argument("--markdown", action="store_true", help="tables as a README shows them")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,5 +43,8 @@ def run(options: argparse.Namespace) -> int:
         bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
         table = bench.measure(sections)
     table.about = {"model": source, **table.about}
-    print(json.dumps(table.to_dict(), indent=2) if options.json else table)
+    if options.json:
+        print(json.dumps(table.to_dict(), indent=2))
+    else:
+        print(table.to_markdown() if options.markdown else table)
     return 0

@@ -28,6 +28,9 @@ def model_options(command: argparse.ArgumentParser, model: str = "weights/toy") 
     )  # fmt: skip
     command.add_argument("--numerics", choices=NUMERICS, default="exact", help="(default exact)")
     command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
+    command.add_argument(
+        "--weights", choices=["int8"], help="8-bit weights: quicker and smaller, other logits"
+    )
     command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
     command.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default all; 1 for small models)"
@@ -35,10 +38,10 @@ def model_options(command: argparse.ArgumentParser, model: str = "weights/toy") 
 
 
 def load(options: argparse.Namespace) -> GPT:
-    """The model that --model, --dtype, --device and --numerics name."""
+    """The model that --model, --dtype, --weights, --device and --numerics name."""
     dtype = DTYPES[options.dtype] if options.dtype else None
     model = GPT.from_pretrained(
-        options.model, dtype, device_named(options.device), options.numerics
+        options.model, dtype, device_named(options.device), options.numerics, options.weights
     )
     if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)  # its products are over before a second thread has begun
