@@ -49,6 +49,7 @@ _COLUMNS = {  # what may stand beside a median and its spread, and how
     "tokens/s": "{:,.1f}",
     "speed-up": "{:.2f} x",
     "of limit": "{:.0%}",
+    "less work": "{:.0f} x",
     "of static": "{:.2f} x",
     "cache bytes": "{:,.0f}",
     "goal": "{:.2f}",
