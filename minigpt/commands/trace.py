@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
             f"and yours"
         )
     prompt = read_prompt() if options.prompt is None else options.prompt
+    if not prompt:
+        say("the prompt is empty: starting from the end-of-text token")
     model = load(options)
     tokenizer = Tokenizer.from_pretrained(options.model)
     settings = {name: getattr(options, name) for name in SAMPLING}
