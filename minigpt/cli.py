@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 import minigpt
-from minigpt.commands import bench, download, generate, inspect, play, score, train, verify
+from minigpt.commands import bench, download, generate, inspect, play, score, trace, train, verify
 from minigpt.commands.common import say
 from minigpt.errors import MinigptError
 
-COMMANDS = (generate, play, verify, inspect, score, bench, train, download)
+COMMANDS = (generate, play, verify, trace, inspect, score, bench, train, download)
 MOST_THREADS = 1024
 
 

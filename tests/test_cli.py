@@ -622,7 +622,7 @@ class TestAMistake:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "play", "verify", "inspect", "score", "bench", "train", "download"],
+    ["generate", "play", "verify", "trace", "inspect", "score", "bench", "train", "download"],
 )
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
