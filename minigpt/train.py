@@ -78,7 +78,7 @@ def train(
     writes = processes.rank == 0
     bar = tqdm(
         initial=run.state.step, total=config.steps, desc="training", unit="step",
-        disable=not writes, dynamic_ncols=True,
+        disable=None if writes else True, dynamic_ncols=True,  # None: a bar on terminals only
     )  # fmt: skip
     tokens, began = config.batch_size * source.width, run.state.seconds
     first = run.state.step

@@ -111,6 +111,10 @@ class TestLearning:
         assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
         assert [row["step"] for row in rows if "held_out" in row] == [10, 20]
 
+    def test_a_bar_is_for_terminals_and_stays_out_of_files_and_notebooks(self, tmp_path, capsys):
+        run(tmp_path)
+        assert capsys.readouterr().err == ""
+
 
 class TestTheBestModel:
     def test_is_kept_with_its_tokenizer_and_loads_as_a_plain_checkpoint(self, tmp_path):
