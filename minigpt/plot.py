@@ -206,7 +206,7 @@ def attention_maps(
     heads = [head_state(model, ids, layer, head)[2] for head in range(H)]  # H x (T, T)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     columns = min(H, 6)
-    rows, side = -(-H // columns), max(2.0, 0.11 * T)  # inches
+    rows, side = -(-H // columns), max(2.0, 0.085 * T)  # inches
     figure, _ = _figure(path, rows, columns, (side * columns + 1.4, side * rows + 1.2))
     panels = figure.axes
     for head, (ax, weights) in enumerate(zip(panels, heads, strict=False)):
@@ -216,8 +216,8 @@ def attention_maps(
                           vmin=0.0, vmax=1.0)  # fmt: skip
         ax.set_title(f"head {head}")
         if labels is not None:
-            ax.set_xticks(range(T), _plain(labels), fontsize=7, rotation=90)
-            ax.set_yticks(range(T), _plain(labels), fontsize=7)
+            ax.set_xticks(range(T), _plain(labels), fontsize=6, rotation=90)
+            ax.set_yticks(range(T), _plain(labels), fontsize=6)
         if head % columns:
             ax.tick_params(labelleft=False)
         else:
