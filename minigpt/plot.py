@@ -255,7 +255,9 @@ def next_token(
     """
     if not distributions:
         raise MinigptError("no distributions were given, needed at least one to draw")
-    shown = next(iter(distributions.values())).topk(count).indices  # (count,)
+    first = next(iter(distributions.values()))  # (V,)
+    count = min(count, len(first))
+    shown = first.topk(count).indices  # (count,)
     names = _plain([*(name(int(token)) for token in shown), "all others"])
     size = (2.1 * len(distributions) + 1.2, 0.24 * count + 1.4)
     figure, _ = _figure(path, 1, len(distributions), size)
@@ -344,17 +346,18 @@ def draft_race(
     """Speculative decoding, pass by pass: a row for each pass of the model, the tokens it brought.
 
     A pass brings the guesses that came true and then one token of its own. The fewer passes, the
-    steeper the stairs.
+    flatter the stairs.
 
     Args:
         runs: for each pass, how many guesses it checked and how many came true, by the run's title.
         path: to save it as well, *.png or *.svg.
 
     Raises:
-        MinigptError: for no run, without matplotlib, or when the file cannot be written.
+        MinigptError: for no run or one without passes, without matplotlib, or when the file
+            cannot be written.
     """
-    if not runs:
-        raise MinigptError("no runs were given, needed at least one to draw")
+    if not runs or not all(runs.values()):
+        raise MinigptError("no runs were given, needed at least one, with a pass in each")
     figure, _ = _figure(path, 1, len(runs), (3.2 * len(runs) + 0.4, 4.4))
     most = max(len(passes) for passes in runs.values())
     longest = max(sum(true + 1 for _, true in passes) for passes in runs.values())

@@ -184,6 +184,9 @@ class TestNextToken:
         axes = next_token({"plain": self.plain, "top 2": self.top_2}, str, count=4).axes[1]
         assert [text.get_text() for text in axes.texts] == ["0.73", "0.27", "×", "×", "×"]
 
+    def test_of_few_tokens_shows_them_all(self):
+        assert len(next_token({"plain": self.plain}, str, count=12).axes[0].patches) == 5
+
     def test_needs_a_distribution(self):
         with pytest.raises(MinigptError, match="no distributions were given"):
             next_token({}, str)
@@ -228,9 +231,10 @@ class TestDraftRace:
         assert [left.get_title(), right.get_title()] == ["none: 6 passes", "draft: 3 passes"]
         assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
 
-    def test_needs_a_run(self):
+    @pytest.mark.parametrize("runs", [{}, {"draft": []}])
+    def test_needs_a_pass(self, runs):
         with pytest.raises(MinigptError, match="no runs were given"):
-            draft_race({})
+            draft_race(runs)
 
 
 def test_cells_have_their_number_as_colour_and_their_text():
