@@ -1,4 +1,4 @@
-"""Pictures of caches: how they grow, what is in them, what each kind takes.
+"""Pictures of caches, and of a model at work: what it looks at, what it may say, what it tried.
 
 Every function returns a matplotlib Figure and saves it too when given a path, as PNG or SVG by its
 suffix. Backgrounds are transparent and lines a middle grey, so that they read on paper and on dark
@@ -7,14 +7,16 @@ screens; colours are told apart by colour-blind readers too (Okabe and Ito 2008;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from minigpt.beam import Beam
 from minigpt.cache import KVCache
 from minigpt.cache_kinds import KINDS
 from minigpt.cache_lossy import WindowCache
@@ -182,6 +184,235 @@ def head_state(
     return k, v, scores.softmax(-1).nan_to_num(0.0), positions  # 0 where nothing seen is left
 
 
+def attention_maps(
+    model: GPT, ids: Sequence[int], layer: int = 0,
+    path: str | Path | None = None, labels: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
+    """What each head of a layer looks at: its attention weights (T, T), all heads side by side.
+
+    Args:
+        ids: the text's tokens.
+        layer: of the attention.
+        path: to save it as well, *.png or *.svg.
+        labels: what to write for each token of the text; None: its position.
+
+    Raises:
+        MinigptError: for a layer that is not there, a text that does not fit, without matplotlib,
+            or when the file cannot be written.
+    """
+    T, H = len(ids), model.config.n_head
+    if labels is not None and len(labels) != T:
+        raise MinigptError(f"{len(labels)} labels were given for {T} tokens, needed as many")
+    heads = [head_state(model, ids, layer, head)[2] for head in range(H)]  # H x (T, T)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    columns = min(H, 6)
+    rows, side = -(-H // columns), max(2.0, 0.085 * T)  # inches
+    figure, _ = _figure(path, rows, columns, (side * columns + 1.4, side * rows + 1.2))
+    panels = figure.axes
+    for head, (ax, weights) in enumerate(zip(panels, heads, strict=False)):
+        # Most weights are small: as square roots, the colours tell them apart.
+        roots = weights.sqrt().masked_fill(future, torch.nan)
+        image = ax.imshow(roots.numpy(), aspect="auto", cmap="cividis", interpolation="nearest",
+                          vmin=0.0, vmax=1.0)  # fmt: skip
+        ax.set_title(f"head {head}")
+        if labels is not None:
+            ax.set_xticks(range(T), _plain(labels), fontsize=6, rotation=90)
+            ax.set_yticks(range(T), _plain(labels), fontsize=6)
+        if head % columns:
+            ax.tick_params(labelleft=False)
+        else:
+            ax.set_ylabel("token looking (query)")
+        if head + columns < H:
+            ax.tick_params(labelbottom=False)
+        else:
+            ax.set_xlabel("token looked at (key)")
+    for ax in panels[H:]:
+        ax.set_axis_off()
+    bar = figure.colorbar(image, ax=panels, ticks=[0, 0.01**0.5, 0.1**0.5, 0.5**0.5, 1])
+    bar.ax.set_yticklabels(["0", "0.01", "0.1", "0.5", "1"])
+    bar.set_label("attention weight")
+    bar.outline.set_edgecolor(GREY)
+    figure.suptitle(f"layer {layer}", color=GREY)
+    return _finished(figure, path)
+
+
+def next_token(
+    distributions: Mapping[str, Tensor], name: Callable[[int], str], count: int = 12,
+    path: str | Path | None = None,
+) -> Figure:  # fmt: skip
+    """Distributions of the next token side by side: bars for the likeliest tokens of the first.
+
+    The last bar is all other tokens together. A cross marks what is ruled out, probability 0.
+
+    Args:
+        distributions: probabilities (V,), as from `Sampler.distribution`, by their title.
+        name: what to write for a token.
+        count: tokens to show.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: for no distribution, without matplotlib, or when the file cannot be written.
+    """
+    if not distributions:
+        raise MinigptError("no distributions were given, needed at least one to draw")
+    first = next(iter(distributions.values()))  # (V,)
+    count = min(count, len(first))
+    shown = first.topk(count).indices  # (count,)
+    names = _plain([*(name(int(token)) for token in shown), "all others"])
+    size = (2.1 * len(distributions) + 1.2, 0.24 * count + 1.4)
+    figure, _ = _figure(path, 1, len(distributions), size)
+    most = 0.0
+    for n, (ax, title) in enumerate(zip(figure.axes, distributions, strict=True)):
+        probabilities = distributions[title][shown].tolist()
+        probabilities.append(float(distributions[title].index_fill(0, shown, 0.0).sum()))
+        most = max(most, *probabilities)
+        bars = ax.barh(range(count + 1), probabilities, color=COLOURS[0])
+        bars[-1].set_color(GREY)
+        texts = ["×" if p == 0 else f"{p:.2f}" for p in probabilities]
+        ax.bar_label(bars, texts, color=GREY, fontsize=8, padding=2)
+        ax.set_yticks(range(count + 1), names if n == 0 else [""] * (count + 1))
+        ax.set(title=title, xlabel="probability")
+        ax.invert_yaxis()
+    for ax in figure.axes:
+        ax.set_xlim(0, 1.25 * most)  # with room for the numbers
+    return _finished(figure, path)
+
+
+def beam_tree(
+    steps: Sequence[Sequence[Beam]], name: Callable[[int], str], path: str | Path | None = None
+) -> Figure:
+    """A beam search as a tree: every text it kept for a step, and which of them were given up.
+
+    Below each token stands the log-probability of the text up to it, in nats. The best text is a
+    thick line, others kept to the end are thin, dotted ones were given up on the way.
+
+    Args:
+        steps: what `beam_search` found with 1, 2, ... new tokens, best first.
+        name: what to write for a token.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: for searches that found nothing, without matplotlib, or when the file cannot
+            be written.
+    """
+    if not steps or not steps[-1]:
+        raise MinigptError("the beam search found no text, needed one of at least one token")
+    scores: dict[tuple[int, ...], str] = {(): ""}  # in the order of being found, best first
+    for beam in (beam for beams in steps for beam in beams):
+        text = tuple(beam.tokens)
+        for end in range(1, len(text)):  # where ended texts were better, a beginning is not listed
+            scores.setdefault(text[:end], "")
+        scores.setdefault(text, f"{beam.log_probability:.2f}")
+    heights: dict[tuple[int, ...], float] = {}
+    leaves = 0
+
+    def place(text: tuple[int, ...]) -> float:
+        """A leaf has a row of its own; other texts are half way between their continuations."""
+        nonlocal leaves
+        nexts = [place(t) for t in scores if t and t[:-1] == text]
+        leaves += not nexts
+        heights[text] = (nexts[0] + nexts[-1]) / 2 if nexts else leaves
+        return heights[text]
+
+    place(())
+    best, *others = (tuple(beam.tokens) for beam in steps[-1])
+    longest = max(map(len, scores))
+    figure, ax = _figure(path, 1, 1, (1.2 * longest + 0.8, 0.42 * leaves + 0.8))
+    for text, score in scores.items():
+        end, height, won = len(text), heights[text], best[: len(text)] == text
+        given_up = all(kept[:end] != text for kept in (best, *others))
+        if not text:
+            ax.annotate("prompt", (0, height), (-4, 0), textcoords="offset points", ha="right",
+                        va="center", fontsize=8, color=GREY)  # fmt: skip
+            continue
+        ax.plot([end - 1, end - 0.7, end], [heights[text[:-1]], height, height],
+                color=GREY if given_up else COLOURS[0], linewidth=3 if won else 1.2,
+                linestyle=":" if given_up else "-")  # fmt: skip
+        (token,) = _plain([name(text[-1])])
+        for label, shift, side in ((token, 3, "bottom"), (score, -3, "top")):
+            ax.annotate(label, (end - 0.35, height), (0, shift), textcoords="offset points",
+                        ha="center", va=side, fontsize=8, color=GREY,
+                        weight="bold" if won else "normal")  # fmt: skip
+    ax.set(xlabel="new tokens", yticks=[], xticks=range(longest + 1))
+    ax.set(xlim=(-0.6, longest + 0.1), ylim=(leaves + 0.4, 0.0))
+    for spine in ("left", "right", "top"):
+        ax.spines[spine].set_visible(False)
+    return _finished(figure, path)
+
+
+def draft_race(
+    runs: Mapping[str, Sequence[tuple[int, int]]], path: str | Path | None = None
+) -> Figure:
+    """Speculative decoding, pass by pass: a row for each pass of the model, the tokens it brought.
+
+    A pass brings the guesses that came true and then one token of its own. The fewer passes, the
+    flatter the stairs.
+
+    Args:
+        runs: for each pass, how many guesses it checked and how many came true, by the run's title.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: for no run or one without passes, without matplotlib, or when the file
+            cannot be written.
+    """
+    if not runs or not all(runs.values()):
+        raise MinigptError("no runs were given, needed at least one, with a pass in each")
+    figure, _ = _figure(path, 1, len(runs), (3.2 * len(runs) + 0.4, 4.4))
+    most = max(len(passes) for passes in runs.values())
+    longest = max(sum(true + 1 for _, true in passes) for passes in runs.values())
+    for ax, (title, passes) in zip(figure.axes, runs.items(), strict=True):
+        numbers = range(1, len(passes) + 1)
+        guessed, true = zip(*passes, strict=True)
+        ends = list(accumulate(n + 1 for n in true))  # tokens there are after each pass
+        own = [end - 1 for end in ends]
+        begins = [0, *ends][:-1]
+        wrong = [g - n for g, n in zip(guessed, true, strict=True)]
+        ax.barh(numbers, wrong, 1, own, color="none", edgecolor=GREY, linewidth=0.5,
+                label="guess that was wrong")  # fmt: skip
+        ax.barh(numbers, true, 1, begins, color=COLOURS[1], label="guess that came true")
+        ax.barh(numbers, 1, 1, own, color=COLOURS[0], label="the pass's own token")
+        ax.set(title=f"{title}: {len(passes)} passes", xlabel="new tokens", xlim=(0, longest + 4))
+        ax.set_ylim(most + 0.5, 0.5)
+    figure.axes[0].set_ylabel("pass of the model")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  frameon=False, labelcolor=GREY, fontsize=8)  # fmt: skip
+    return _finished(figure, path)
+
+
+def cells(
+    numbers: Tensor, unit: str, axes: tuple[str, str], names: tuple[Sequence[str], Sequence[str]],
+    texts: Sequence[Sequence[str]] | None = None, path: str | Path | None = None,
+) -> Figure:  # fmt: skip
+    """A table whose cells are coloured by their numbers, with a text in each.
+
+    Args:
+        numbers: (rows, columns).
+        unit: what they are, for the scale of colours.
+        axes, names: what the rows are and what the columns are, and what to call each of them.
+        texts: what to write in the cells; None: nothing.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: without matplotlib, or when the file cannot be written.
+    """
+    rows, columns = numbers.shape
+    wide = 0.16 if texts is None else 0.62  # inches
+    figure, ax = _figure(path, 1, 1, (wide * columns + 2.2, 0.36 * rows + 1.3))
+    image = ax.imshow(numbers.numpy(), aspect="auto", cmap="cividis", interpolation="nearest")
+    for row, line in enumerate(texts or ()):
+        for column, text in enumerate(_plain(line)):
+            light = image.norm(float(numbers[row, column])) > 0.5
+            ax.text(column, row, text, ha="center", va="center", fontsize=8,
+                    color="black" if light else "white")  # fmt: skip
+    ax.set_yticks(range(rows), _plain(names[0]))
+    ax.set_xticks(range(columns), _plain(names[1]))
+    ax.set(ylabel=axes[0], xlabel=axes[1])
+    bar = figure.colorbar(image, ax=ax, label=unit)
+    bar.outline.set_edgecolor(GREY)
+    return _finished(figure, path)
+
+
 # --- pieces ---------------------------------------------------------------------------------------
 
 
@@ -240,3 +471,8 @@ def _grey(axes: Axes) -> None:
 
 def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=GREY, fontsize=8)
+
+
+def _plain(labels: Sequence[str]) -> list[str]:
+    """The same, to be written as they are: between dollars matplotlib would read mathematics."""
+    return [label.replace("$", r"\$") for label in labels]

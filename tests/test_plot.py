@@ -1,4 +1,4 @@
-"""Pictures of caches: what is drawn is what is there, and the file is a picture."""
+"""Pictures: what is drawn is what is there, and the file is a picture."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from minigpt import MinigptError
+from minigpt import MinigptError, beam_search
+from minigpt.beam import Beam
 from minigpt.cache_kinds import KINDS
-from minigpt.plot import cache_growth, cache_heatmap, head_state, memory_by_kind
+from minigpt.plot import (
+    attention_maps,
+    beam_tree,
+    cache_growth,
+    cache_heatmap,
+    cells,
+    draft_race,
+    head_state,
+    memory_by_kind,
+    next_token,
+)
+from minigpt.sampling import Sampler
 
 
 class TestGrowth:
@@ -110,6 +122,136 @@ class TestOneHead:
         cache._tokens = None
         with pytest.raises(MinigptError, match="does not know its model or tokens"):
             cache_heatmap(cache)
+
+
+class TestAttentionMaps:
+    @pytest.fixture
+    def ids(self, text):
+        return text(1, 12)[0].tolist()
+
+    def test_show_the_weights_of_every_head_of_the_layer(self, exact, ids):
+        panels = attention_maps(exact, ids, layer=1).axes[:3]
+        for head, axes in enumerate(panels):
+            assert axes.get_title() == f"head {head}"
+            drawn = axes.images[0].get_array().filled(0.0)
+            weights = head_state(exact, ids, 1, head)[2]
+            # Drawn as square roots, which rounds once; squaring them rounds again.
+            assert drawn**2 == pytest.approx(weights.numpy(), abs=1e-6)
+
+    def test_leave_the_future_empty(self, exact, ids):
+        drawn = attention_maps(exact, ids).axes[0].images[0].get_array()
+        assert torch.equal(torch.tensor(drawn.mask), torch.ones(12, 12).triu(1).bool())
+
+    def test_of_many_heads_come_in_rows_of_six(self, make_model, ids):
+        axes = attention_maps(make_model(n_head=8), ids).axes
+        assert [ax.get_title() for ax in axes[:8]] == [f"head {n}" for n in range(8)]
+        assert axes[0].get_gridspec().get_geometry() == (2, 6)
+        assert not any(ax.axison for ax in axes[8:12])
+
+    def test_write_labels_as_they_are(self, exact, tmp_path):
+        attention_maps(exact, [3, 1], path=tmp_path / "maps.svg", labels=["$\\no{$", "b"])
+
+    def test_need_a_label_for_each_token(self, exact):
+        with pytest.raises(MinigptError, match="1 labels were given for 2 tokens"):
+            attention_maps(exact, [3, 1], labels=["a"])
+
+    def test_need_a_layer_that_is_there(self, exact):
+        with pytest.raises(MinigptError, match="layer is 2, needed 0 to 1"):
+            attention_maps(exact, [3, 1], layer=2)
+
+
+class TestNextToken:
+    logits = torch.tensor([0.0, 3.0, 1.0, 2.0])
+    plain = Sampler(temperature=1.0).distribution(logits)
+    top_2 = Sampler(temperature=1.0, top_k=2).distribution(logits)
+
+    def test_draws_the_likeliest_tokens_and_the_rest_together(self):
+        axes = next_token({"plain": self.plain}, str, count=2).axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "3", "all others"]
+        drawn = [bar.get_width() for bar in axes.patches]
+        want = [self.plain[1], self.plain[3], self.plain[0] + self.plain[2]]
+        assert drawn == pytest.approx([float(p) for p in want])
+
+    def test_every_panel_shows_the_tokens_of_the_first_on_one_scale(self):
+        left, right = next_token({"top 2": self.top_2, "plain": self.plain}, str, count=3).axes
+        assert [bar.get_width() for bar in right.patches][:2] == pytest.approx(
+            [float(self.plain[1]), float(self.plain[3])]
+        )
+        assert left.get_xlim() == right.get_xlim()
+        assert right.get_title() == "plain"
+
+    def test_crosses_out_what_is_ruled_out(self):
+        axes = next_token({"plain": self.plain, "top 2": self.top_2}, str, count=4).axes[1]
+        assert [text.get_text() for text in axes.texts] == ["0.73", "0.27", "×", "×", "×"]
+
+    def test_of_few_tokens_shows_them_all(self):
+        assert len(next_token({"plain": self.plain}, str, count=12).axes[0].patches) == 5
+
+    def test_needs_a_distribution(self):
+        with pytest.raises(MinigptError, match="no distributions were given"):
+            next_token({}, str)
+
+
+class TestBeamTree:
+    def test_has_every_text_that_was_kept_and_the_best_one_thick(self, exact, text):
+        ids = text(1, 5)[0].tolist()
+        steps = [beam_search(exact, ids, n, beams=3) for n in (1, 2, 3)]
+        axes = beam_tree(steps, str).axes[0]
+        kept = {tuple(beam.tokens) for beams in steps for beam in beams}
+        assert len(axes.lines) == len(kept)
+        labels = [note.get_text() for note in axes.texts if note.get_weight() == "bold"]
+        assert labels[::2] == [str(token) for token in steps[-1][0].tokens]
+        assert labels[-1] == f"{steps[-1][0].log_probability:.2f}"
+
+    def test_dots_what_was_given_up(self):
+        steps = [[_beam(1), _beam(2)], [_beam(2, 3), _beam(2, 4)]]
+        axes = beam_tree(steps, str).axes[0]
+        assert [line.get_linestyle() for line in axes.lines] == [":", "-", "-", "-"]
+
+    def test_has_beginnings_that_no_step_lists(self):
+        assert len(beam_tree([[_beam(1, 2, 3)]], str).axes[0].lines) == 3
+
+    def test_needs_a_text(self):
+        with pytest.raises(MinigptError, match="found no text"):
+            beam_tree([], str)
+
+
+class TestDraftRace:
+    passes = ((2, 2), (3, 1), (0, 0))  # 3, 2 and 1 tokens
+
+    def test_draws_what_each_pass_brought(self):
+        axes = draft_race({"draft": self.passes}).axes[0]
+        wrong, true, own = ([(bar.get_x(), bar.get_width()) for bar in c] for c in axes.containers)
+        assert own == [(2, 1), (4, 1), (5, 1)]
+        assert true == [(0, 2), (3, 1), (5, 0)]
+        assert wrong == [(2, 0), (4, 2), (5, 0)]
+
+    def test_counts_the_passes_and_gives_all_runs_one_scale(self):
+        left, right = draft_race({"none": [(0, 0)] * 6, "draft": self.passes}).axes
+        assert [left.get_title(), right.get_title()] == ["none: 6 passes", "draft: 3 passes"]
+        assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+
+    @pytest.mark.parametrize("runs", [{}, {"draft": []}])
+    def test_needs_a_pass(self, runs):
+        with pytest.raises(MinigptError, match="no runs were given"):
+            draft_race(runs)
+
+
+def test_cells_have_their_number_as_colour_and_their_text():
+    numbers = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    names = (["a", "b"], ["x", "y", "z"])
+    figure = cells(numbers, "nats", ("layer", "head"), names, [["p", "q", "r"], ["s", "t", "$"]])
+    axes, bar = figure.axes
+    assert torch.equal(torch.tensor(axes.images[0].get_array().data), numbers)
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written[(2, 0)] == "r"
+    assert written[(0, 1)] == "s"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert (axes.get_ylabel(), axes.get_xlabel(), bar.get_ylabel()) == ("layer", "head", "nats")
+
+
+def _beam(*tokens: int) -> Beam:
+    return Beam(list(tokens), -1.0, -1.0, "length")
 
 
 class TestTheFile:
