@@ -138,11 +138,11 @@ def code(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def text(cell: NotebookNode) -> str:
-    """All text a cell shows, but for the addresses of objects, which never repeat."""
+    """All text that a reader sees, but for the addresses of objects, which never repeat."""
     shown = []
     for output in cell.outputs:
         data = output.get("data", {})
-        shown += [output.get("text"), data.get("text/plain"), data.get("text/html")]
+        shown += [output.get("text"), data.get("text/html", data.get("text/plain"))]
     return re.sub(r"0x[0-9a-fA-F]+", "0x...", "\n".join(filter(None, shown)))
 
 
