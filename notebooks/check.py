@@ -1,0 +1,150 @@
+"""Runs the lessons and holds them to what they show: `python notebooks/check.py [--write] [FILE]`.
+
+Each notebook runs once, from top to bottom. Every cell must run, every text output must be the
+committed one (cells tagged "varies" excepted, and pictures), and every exercise must reject its
+stub and accept its own solution. With --write the new outputs are stored instead of compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+SECONDS = 600  # that a single cell may take
+SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 when the lessons hold, 1 when one does not."""
+    parser = argparse.ArgumentParser(description="Run the lessons and compare their outputs.")
+    parser.add_argument("--write", action="store_true", help="store the new outputs instead")
+    parser.add_argument("files", nargs="*", type=Path, help="default: all of notebooks/*.ipynb")
+    options = parser.parse_args(arguments)
+    files = options.files or sorted(Path(__file__).resolve().parent.glob("*.ipynb"))
+    for file in files:
+        if not file.is_file():
+            parser.error(f"there is no file {file}")  # exit code 2
+    failed = False
+    for file in files:
+        print(f"{file.name}: ", end="", flush=True)
+        began = time.perf_counter()
+        problems = list(check(file, options.write))
+        print(f"{len(problems)} wrong, {time.perf_counter() - began:.0f} s")
+        print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
+        failed |= bool(problems)
+    return int(failed)
+
+
+def check(file: Path, write: bool) -> Iterator[str]:
+    """What is wrong with a lesson and its translations: a cell's id, and why."""
+    committed, fresh = nbformat.read(file, 4), nbformat.read(file, 4)
+    exercises = add_solutions(fresh)
+    problem = run(fresh, file.parent)
+    if problem:
+        yield problem
+        return
+    for stub, solved in exercises:
+        if "right!" in text(stub):
+            yield f"{stub.id}: says right! to the stub"
+        if "right!" not in text(solved):
+            yield f"{stub.id}: does not accept the solution in its answer; says {text(solved)!r}"
+    fresh.cells = [cell for cell in fresh.cells if not cell.metadata.get("added")]
+    for count, cell in enumerate(code(fresh), 1):  # as if nothing had been added
+        for counted in (cell, *cell.outputs):
+            if "execution_count" in counted:
+                counted.execution_count = count
+    fresh.metadata.language_info = NotebookNode(name="python")  # not this machine's version
+    if write:
+        nbformat.write(fresh, file)
+    else:
+        yield from stale(committed, fresh)
+    for translation in sorted(file.parent.glob(f"*/{file.name}")):
+        yield from check_translation(translation, fresh if write else committed, write)
+
+
+def add_solutions(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNode]]:
+    """After each check its solution, the check again, and the stub: later cells shall meet what a
+    reader has who answers nothing. Returns each check and its repetition."""
+    cells, exercises = [], []
+    for n, cell in enumerate(notebook.cells):
+        cells.append(cell)
+        if "check" not in cell.metadata.get("tags", []):
+            continue
+        before, after = notebook.cells[n - 1], notebook.cells[n + 1 : n + 2]
+        solution = SOLUTION.search("".join(cell.source for cell in after))
+        solved = solution[1] if solution else ""
+        for name, source in ("solved", solved), ("again", cell.source), ("stub", before.source):
+            added = nbformat.v4.new_code_cell(source, id=f"{cell.id}-{name}")
+            added.metadata.added = True
+            cells.append(added)
+        exercises.append((cell, cells[-2]))
+    notebook.cells = cells
+    return exercises
+
+
+def run(notebook: NotebookNode, folder: Path) -> str:
+    """Run all cells, offline and in this folder; returns what stopped it, or nothing."""
+    begun: list[str] = []
+    client = NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}},
+        record_timing=False, coalesce_streams=True, extra_arguments=["--log-level=ERROR"],
+        on_cell_start=lambda cell, cell_index: begun.append(cell.id),
+    )  # fmt: skip
+    try:
+        client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # without colours
+        return f"{begun[-1] if begun else 'kernel'}: {message}"
+    return ""
+
+
+def stale(committed: NotebookNode, fresh: NotebookNode) -> Iterator[str]:
+    for old, new in zip(code(committed), code(fresh), strict=True):
+        before, after = text(old).splitlines(), text(new).splitlines()
+        same = before == after or "varies" in new.metadata.get("tags", [])
+        if not same or bool(old.outputs) != bool(new.outputs):
+            lines = difflib.unified_diff(before, after, "committed", "now", n=1, lineterm="")
+            yield "\n    ".join([f"{new.id}: stale output", *list(lines)[:20]])
+
+
+def check_translation(file: Path, original: NotebookNode, write: bool) -> Iterator[str]:
+    """A translation has the original's code and shows its outputs, which --write copies."""
+    notebook, where = nbformat.read(file, 4), f"{file.parent.name}/{file.name}"
+    if [cell.source for cell in code(notebook)] != [cell.source for cell in code(original)]:
+        yield f"{where}: its code cells are not those of the original"
+        return
+    for cell, same in zip(code(notebook), code(original), strict=True):
+        if write:
+            cell.outputs, cell.execution_count = same.outputs, same.execution_count
+        elif cell.outputs != same.outputs:
+            yield f"{where}, {cell.id}: its outputs are not those of the original"
+    if write:
+        nbformat.write(notebook, file)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text(cell: NotebookNode) -> str:
+    """All text that a reader sees, but for the addresses of objects, which never repeat."""
+    shown = []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        shown += [output.get("text"), data.get("text/html", data.get("text/plain"))]
+    return re.sub(r"0x[0-9a-fA-F]+", "0x...", "\n".join(filter(None, shown)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
