@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test bench notebooks check-notebooks lint toy clean start-over
+.PHONY: help setup demo test bench notebooks check-notebooks write-notebooks lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -28,7 +28,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
 	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
 	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
-	@echo '  ARGS="..."              passed on by test, bench and toy, as in: make test ARGS="-k cache"'
+	@echo '  ARGS="..."              passed on by test, bench, toy and the notebooks' two, as in: make test ARGS="-k cache"'
 	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
 
 setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv
@@ -47,8 +47,11 @@ bench: .venv/.has-bench ## measure speed, with and without the cache and beside 
 notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-check-notebooks: .venv/.has-notebooks ## run every lesson from top to bottom
-	$(BIN)/jupyter execute --timeout=600 notebooks/*.ipynb
+check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
+	$(BIN)/python notebooks/check.py $(ARGS)
+
+write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
+	$(BIN)/python notebooks/check.py --write $(ARGS)
 
 lint: .venv/.has-lint ## check style and types
 	$(BIN)/ruff check .
