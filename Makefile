@@ -86,7 +86,7 @@ $(BIN)/python: $(BROKEN)
 	@rm .venv/.unfinished
 
 # What an extra brings with it. `dev` is most of the others, so they need no second visit to pip.
-brings = $(if $(filter $*,dev),core test lint bench train,$(if $(filter $*,test),core bench train,core))
+brings = $(if $(filter $*,dev),core test lint bench train notebooks,$(if $(filter $*,test),core bench train,core))
 
 .venv/.has-%: pyproject.toml constraints.txt $(BROKEN) | $(BIN)/python
 	@echo "Installing minigpt ($*) into .venv: a few minutes the first time, most of it for PyTorch ..."
