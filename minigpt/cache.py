@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -75,8 +75,10 @@ class KVCache(ABC):
     only after the last layer has written (`extend`): a forward pass that is interrupted half way
     leaves the cache as it was.
 
-    Several threads may decode with one model, each with its own cache. One cache, or paged caches
-    forked from one another, must not be used by two threads at once.
+    Several threads may decode with one model in evaluation mode, each with its own cache, which may
+    be a fork of another's. One cache is in one hand at a time: a pass or a change that meets
+    another one half done is refused, and leaves that one alone. Run the model once before the
+    threads start; `exact.py` says why (`_threads`).
 
     Raises:
         MinigptError: for sizes below 1, or a cache that does not fit in memory.
@@ -94,6 +96,7 @@ class KVCache(ABC):
         self._refuse_beyond_memory(batch_size * self._bytes_of_a_new_row(), batch_size)
         self._lengths = [0] * batch_size
         self._tokens: list[list[int]] | None = [[] for _ in range(batch_size)]
+        self._users: list[object] = []  # passes and changes that have begun: one, unless refused
         self.model: GPT | None = None  # whose keys and values these are, when `new_cache` made it
 
     @property
@@ -138,24 +141,46 @@ class KVCache(ABC):
             tokens: (B, count), the ids, to be remembered beside their keys.
 
         Raises:
-            MinigptError: when the model, the number of rows or the room left does not fit.
+            MinigptError: when the model, the number of rows or the room left does not fit, or
+                another pass is not over.
         """
-        self._check(spec, batch_size, count)
-        end = len(self) + count
+        with self._in_use():
+            self._check(spec, batch_size, count)
+            end = len(self) + count
+            try:
+                self._reserve(count)
+                yield
+                self._commit(count)
+            except BaseException:  # KeyboardInterrupt too
+                with torch.inference_mode():
+                    self._forget(self._lengths, end)
+                raise
+            self._lengths = [length + count for length in self._lengths]
+            if tokens is None or self._tokens is None:
+                self._tokens = None
+            else:
+                for row, new in zip(self._tokens, tokens.tolist(), strict=True):
+                    row += new
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """One pass or change at a time, whichever thread it comes from.
+
+        Appending to a list is a single step for threads; and unlike a lock, it cannot stay shut
+        when Ctrl-C comes just after it.
+        """
+        this = object()
         try:
-            self._reserve(count)
+            self._users.append(this)
+            if self._users[0] is not this:
+                raise MinigptError(
+                    "this cache is in use by another pass, which has not ended: wait for it, or "
+                    "give each thread a cache of its own, such as a fork() made before"
+                )
             yield
-            self._commit(count)
-        except BaseException:  # KeyboardInterrupt too
-            with torch.inference_mode():
-                self._forget(self._lengths, end)
-            raise
-        self._lengths = [length + count for length in self._lengths]
-        if tokens is None or self._tokens is None:
-            self._tokens = None
-        else:
-            for row, new in zip(self._tokens, tokens.tolist(), strict=True):
-                row += new
+        finally:
+            if this in self._users:
+                self._users.remove(this)
 
     # --- surgery ----------------------------------------------------------------------------------
 
@@ -183,12 +208,13 @@ class KVCache(ABC):
                     f"cannot truncate to {new!r}: this cache holds {old} positions, needed "
                     f"a whole number from 0 to {old}"
                 )
-        lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
-        with torch.inference_mode():
-            self._forget(lengths, len(self))
-        self._lengths = lengths
-        if self._tokens is not None:
-            self._tokens = [row[:n] for row, n in zip(self._tokens, lengths, strict=True)]
+        with self._in_use():
+            lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
+            with torch.inference_mode():
+                self._forget(lengths, len(self))
+            self._lengths = lengths
+            if self._tokens is not None:
+                self._tokens = [row[:n] for row, n in zip(self._tokens, lengths, strict=True)]
 
     def reset(self) -> None:
         """Forget everything, ready for the next text."""
@@ -198,8 +224,17 @@ class KVCache(ABC):
         """A second cache with the same history; either can go on alone."""
         return self.select(range(self.batch_size))
 
+    def __copy__(self) -> KVCache:
+        return self.fork()  # and not a second name for the same memory
+
     def __deepcopy__(self, memo: object) -> KVCache:
         return self.fork()  # and not a copy of the model that it knows
+
+    def __reduce__(self) -> NoReturn:
+        raise MinigptError(
+            "a cache cannot be pickled, for its memory is shared by views and forks: write it to a "
+            "file with cache.save(path), and read it with KVCache.load(path, model)"
+        )
 
     def expand(self, count: int) -> KVCache:
         """A cache of `count` rows, each with the history of this one's only row.
@@ -261,13 +296,15 @@ class KVCache(ABC):
     def _gathered(self, sources: list[tuple[KVCache, int]], capacity: int) -> KVCache:
         new = self._empty(len(sources), capacity)
         new.model = self.model
-        with torch.inference_mode():
+        with ExitStack() as uses, torch.inference_mode():
+            for cache in dict.fromkeys(cache for cache, _ in sources):
+                uses.enter_context(cache._in_use())
             new._adopt(sources)
-        new._lengths = [cache._lengths[row] for cache, row in sources]
-        if any(cache._tokens is None for cache, _ in sources):
-            new._tokens = None
-        else:
-            new._tokens = [list(cache._tokens[row]) for cache, row in sources]  # type: ignore[index]
+            new._lengths = [cache._lengths[row] for cache, row in sources]
+            if any(cache._tokens is None for cache, _ in sources):
+                new._tokens = None
+            else:
+                new._tokens = [list(cache._tokens[row]) for cache, row in sources]  # type: ignore[index]
         return new
 
     # --- looking inside, keeping ------------------------------------------------------------------
@@ -294,7 +331,8 @@ class KVCache(ABC):
         """
         from minigpt.cache_file import save
 
-        save(self, path)
+        with self._in_use():
+            save(self, path)
 
     @staticmethod
     def load(path: str | Path, model: GPT) -> KVCache:

@@ -9,6 +9,7 @@ anyway, so that attention reads the same numbers in the same order as from any o
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -27,6 +28,9 @@ class PagePool:
 
     `data` is (L, 2, G, pages, size·D). It grows by an eighth, or by what is asked for if that is
     more; pages that nobody holds any longer are used again first.
+
+    Threads that go on with forks of one cache share it, so it is changed and read under `lock`,
+    for moments. A thread may take it twice: a cache can be dropped at any line of another's work.
     """
 
     def __init__(self, cache: PagedCache) -> None:
@@ -34,6 +38,7 @@ class PagePool:
         self.data = cache._zeros(*self._shape(1))
         self.owners = [1]  # [page]: how many tables it is in
         self.free: list[int] = []
+        self.lock = threading.RLock()
 
     def _shape(self, pages: int) -> tuple[int, ...]:
         spec = self.spec
@@ -73,8 +78,9 @@ class PagePool:
 
     def drop_tables(self, tables: list[list[int]]) -> None:
         """What a cache owes when it is gone."""
-        for table in tables:
-            self.drop(table)
+        with self.lock:
+            for table in tables:
+                self.drop(table)
 
 
 class PagedCache(KVCache):
@@ -101,7 +107,8 @@ class PagedCache(KVCache):
         self.page = page
         self.pool = pool or PagePool(self)
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]  # [row][n]: the n-th page
-        self._slots = self._index = torch.empty(0)
+        self._slots = self._shown = self._index = torch.empty(0)
+        self._index_of = 0  # pages in the pool when `_index` was made: other threads may add some
         self._run: slice | None = None
         weakref.finalize(self, self.pool.drop_tables, self.tables).atexit = False
 
@@ -113,27 +120,31 @@ class PagedCache(KVCache):
     def _reserve(self, count: int) -> None:
         """Pages for `count` more positions of every row, its own from where it will write."""
         pool, size = self.pool, self.page
-        for table, length in zip(self.tables, self._lengths, strict=True):
-            if length % size:
-                self._own_last(table)
-            missing = -(-(length + count) // size) - len(table)
-            table += pool.take(missing, self)
-        device, G = self.spec.device, self.spec.n_kv_head
+        with pool.lock:
+            for table, length in zip(self.tables, self._lengths, strict=True):
+                if length % size:
+                    self._own_last(table)
+                missing = -(-(length + count) // size) - len(table)
+                table += pool.take(missing, self)
         # Where the new positions go, (B·T), counted in positions through one head's pages ...
         starts = torch.tensor(self._lengths)[:, None] + torch.arange(count)  # (B, T)
         longest = max(len(table) for table in self.tables)
         shown = -(-longest * size // KEY_BLOCK) * KEY_BLOCK // size
-        pages = self._pages(shown)
-        self._slots = (pages.gather(1, starts // size) * size + starts % size).flatten().to(device)
-        # ... and which pages to read: a run of neighbours, as a single row without forks has ...
+        self._shown = self._pages(shown)
+        slots = self._shown.gather(1, starts // size) * size + starts % size
+        self._slots = slots.flatten().to(self.spec.device)
+        # ... and which pages to read: a run of neighbours, as a single row without forks has, or
+        # any, which are looked up when it is known how many pages there are.
         first, *_ = table = self.tables[0]
-        if self.batch_size == 1 and table == list(range(first, first + len(table))):
-            self._run = slice(first * size, (first + len(table)) * size)
-            return
-        # ... or any, (B·G·shown), counted through the pages of all heads.
-        self._run = None
-        heads = torch.arange(G)[:, None] * len(pool.owners)
-        self._index = (heads + pages[:, None]).flatten().to(device)
+        neighbours = self.batch_size == 1 and table == list(range(first, first + len(table)))
+        self._run = slice(first * size, (first + len(table)) * size) if neighbours else None
+        self._index_of = 0
+
+    def _look_up(self, pages: int) -> None:
+        """Where to read, (B·G·shown), counted through the pages of all heads, `pages` each."""
+        heads = torch.arange(self.spec.n_kv_head)[:, None] * pages
+        self._index = (heads + self._shown[:, None]).flatten().to(self.spec.device)
+        self._index_of = pages
 
     def _pages(self, count: int) -> Tensor:
         """The tables, each filled up to `count` pages: (B, count)."""
@@ -150,37 +161,43 @@ class PagedCache(KVCache):
 
     def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         B, G, _, D = k.shape
-        for data, new in zip(self.pool.data[layer], (k, v), strict=True):  # (G, pages, size·D)
-            data.view(G, -1, D).index_copy_(1, self._slots, new.transpose(0, 1).flatten(1, 2))
-        if self._run is not None:  # read where they lie
-            keys, values = self.pool.data[layer].view(2, 1, G, -1, D)[:, :, :, self._run]
-        else:
-            keys, values = (
-                data.view(-1, self.page * D).index_select(0, self._index).view(B, G, -1, D)
-                for data in self.pool.data[layer]
-            )
+        with self.pool.lock:
+            held = self.pool.data[layer]  # (2, G, pages, size·D)
+            for data, new in zip(held, (k, v), strict=True):
+                data.view(G, -1, D).index_copy_(1, self._slots, new.transpose(0, 1).flatten(1, 2))
+            if self._run is not None:  # read where they lie
+                keys, values = held.view(2, 1, G, -1, D)[:, :, :, self._run]
+            else:
+                if self._index_of != held.shape[2]:
+                    self._look_up(held.shape[2])
+                keys, values = (
+                    data.view(-1, self.page * D).index_select(0, self._index).view(B, G, -1, D)
+                    for data in held
+                )
         return keys, values, self._lengths
 
     def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for table, length in zip(self.tables, lengths, strict=True):
-            pages = -(-length // self.page)
-            self.pool.drop(table[pages:])
-            del table[pages:]
-            inside = length % self.page
-            if inside:
-                self._own_last(table)
-                self.pool.data[:, :, :, table[-1], inside * self.spec.head_dim :].zero_()
+        with self.pool.lock:
+            for table, length in zip(self.tables, lengths, strict=True):
+                pages = -(-length // self.page)
+                self.pool.drop(table[pages:])
+                del table[pages:]
+                inside = length % self.page
+                if inside:
+                    self._own_last(table)
+                    self.pool.data[:, :, :, table[-1], inside * self.spec.head_dim :].zero_()
 
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        for table, (cache, row) in zip(self.tables, sources, strict=True):
-            assert isinstance(cache, PagedCache)
-            pages = cache.tables[row]
-            if cache.pool is self.pool:
-                self.pool.share(pages)
-                table += pages
-            else:
-                table += self.pool.take(len(pages), self)
-                self.pool.data[:, :, :, table] = cache.pool.data[:, :, :, pages]
+        with self.pool.lock:
+            for table, (cache, row) in zip(self.tables, sources, strict=True):
+                assert isinstance(cache, PagedCache)
+                pages = cache.tables[row]
+                if cache.pool is self.pool:
+                    self.pool.share(pages)
+                    table += pages
+                else:
+                    table += self.pool.take(len(pages), self)
+                    self.pool.data[:, :, :, table] = cache.pool.data[:, :, :, pages]
 
     def _empty(self, batch_size: int, capacity: int) -> PagedCache:
         return PagedCache(self.spec, batch_size, capacity, self.page, self.pool)

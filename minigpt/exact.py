@@ -511,7 +511,12 @@ def _tiled(rows: Tensor, size: int, dim: int) -> Tensor:
 
 
 class _threads:
-    """Run a block on `count` CPU threads, then return to as many as before."""
+    """Run a block on `count` CPU threads, then return to as many as before.
+
+    Each Python thread has a count of its own, which begins as the last that any of them set. One
+    that starts within the block goes on with `count`: the same bits, perhaps at another speed. So
+    run a model once, which makes its certificates, before starting threads that share it.
+    """
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.count = count if device.type == "cpu" else torch.get_num_threads()

@@ -278,13 +278,12 @@ def _decode(
 
 
 def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None) -> Iterator[int]:
-    result, began, prefills = row.result, time.perf_counter(), 0
+    result, began = row.result, time.perf_counter()
     layers = list(model.modules())
     while row.goes_on():
-        if cache is not None and result.prefills > prefills:
-            cache.reset()
-        prefills = result.prefills
-        seen = 0 if cache is None else len(cache)
+        # What the cache holds is what it held a step ago, unless the window moved, or the caller
+        # has written something else into it between two tokens.
+        seen = 0 if cache is None else keep_common_prefix(cache, row.window, model)
         # Guesses go along with the last token: one pass then says what follows each of them.
         room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
         guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
@@ -296,6 +295,11 @@ def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None)
                 logits = model.next_logits(tokens, cache=cache)
             if cache is not None:
                 result.cache_bytes = cache.nbytes
+                if cache.tokens != [row.window + guesses]:
+                    raise MinigptError(
+                        "another thread wrote into the cache of this text: give each text a cache "
+                        "of its own, such as a fork() made before"
+                    )
         new: list[int] = []
         for guess, following in zip([*guesses, None], logits, strict=True):
             token = row.take(following)
@@ -347,12 +351,15 @@ def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int
         )
     (held,) = cache.tokens
     common = common_prefix(held, window[:-1])
-    cache.truncate(common)
+    if common < len(held):
+        cache.truncate(common)
     return common
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two texts have in common at their beginning."""
+    if one == other[: len(one)]:
+        return len(one)
     differ = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from minigpt.generate import Generation, stream
+from minigpt.generate import Generation, TokenStream, stream
 from minigpt.model import GPT
 from minigpt.stops import StopStrings
 from minigpt.tokenizer import StreamDecoder, Tokenizer
@@ -27,29 +27,32 @@ class TextStream(Iterator[str]):
         self._decoder = StreamDecoder(tokenizer)
         self._tokens = stream(model, ids, **settings)
         self.result: Generation = self._tokens.result
-        self._pieces = self._run()
+        # Not a method: a generator that held this would keep it, and its cache, in a cycle.
+        self._pieces = _pieces(self._tokens, self._stops, self._decoder)
 
     def __next__(self) -> str:
         return next(self._pieces)
-
-    def _run(self) -> Iterator[str]:
-        for token in self._tokens:
-            text, stopped = self._stops.push(self._decoder.push(token))
-            if text:
-                yield text
-            if stopped:
-                self.result.finish_reason = "stop_string"
-                return
-        text, stopped = self._stops.push(self._decoder.flush())
-        if stopped:
-            self.result.finish_reason = "stop_string"
-        if rest := text + self._stops.flush():
-            yield rest
 
     def rest(self) -> str:
         """What was held back, after the text was cut short by the caller."""
         text, stopped = self._stops.push(self._decoder.flush())
         return text + ("" if stopped else self._stops.flush())
+
+
+def _pieces(tokens: TokenStream, stops: StopStrings, decoder: StreamDecoder) -> Iterator[str]:
+    """The text of these tokens, as soon as it is settled."""
+    for token in tokens:
+        text, stopped = stops.push(decoder.push(token))
+        if text:
+            yield text
+        if stopped:
+            tokens.result.finish_reason = "stop_string"
+            return
+    text, stopped = stops.push(decoder.flush())
+    if stopped:
+        tokens.result.finish_reason = "stop_string"
+    if rest := text + stops.flush():
+        yield rest
 
 
 def stream_text(
