@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from minigpt.diagnose import recording
 from minigpt.errors import MinigptError
 from minigpt.generate import evaluating
 from minigpt.inspect import cache_bytes
+from minigpt.measure import Table
 from minigpt.model import GPT
 
 if TYPE_CHECKING:
@@ -413,6 +415,38 @@ def cells(
     return _finished(figure, path)
 
 
+def measured(table: Table, path: str | Path | None = None) -> Figure:
+    """What `minigpt bench` measured: a bar for each median, a line from least to most.
+
+    Args:
+        table: from `Bench.measure`; sections with one row are left out.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: when no section has two rows; without matplotlib, or when the file cannot be
+            written.
+    """
+    sections = [section for section in table.sections if len(section.rows) > 1]
+    if not sections:
+        raise MinigptError("nothing was measured that could be compared, needed two rows or more")
+    rows = max(len(section.rows) for section in sections)
+    figure, _ = _figure(path, 1, len(sections), (5.2 * len(sections), 0.24 * rows + 1.2))
+    for axes, section in zip(figure.axes, sections, strict=True):
+        for n, row in enumerate(section.rows):
+            ours, middle, most = "minigpt" in row.name, median(row.samples), max(row.samples)
+            limit = row.name.endswith("limit")
+            axes.barh(n, middle, color=GREY if limit else COLOURS[0 if ours else 1])
+            axes.plot([min(row.samples), most], [n, n], color=GREY, linewidth=1)
+            axes.text(most, n, f" {middle:.3g}", va="center", fontsize=7, color=GREY)
+        names = [" ".join(row.name.split()) for row in section.rows]
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.invert_yaxis()  # the first on top
+        axes.margins(x=0.12, y=0.02)
+        axes.set_xlabel(" or ".join(sorted({row.unit for row in section.rows})))
+        axes.set_title(f"{section.name}: {section.title}", fontsize=8)
+    return _finished(figure, path)
+
+
 # --- pieces ---------------------------------------------------------------------------------------
 
 
@@ -429,16 +463,27 @@ def _growth(axes: Axes, n: int, config: GPTConfig, label: str) -> None:
     _legend(axes)
 
 
-def _figure(path: str | Path | None, rows: int, columns: int, size: tuple[float, float]) -> Any:
-    """A figure of its own, not of `pyplot`, whose figures live until they are closed."""
+def check(path: str | Path | None) -> None:
+    """Refuse now what a picture would refuse later: its suffix, a missing matplotlib.
+
+    Raises:
+        MinigptError: for these.
+    """
     if path is not None and Path(path).suffix.lower() not in (".png", ".svg"):
         raise MinigptError(f"{path} does not end in .png or .svg, needed one of them for a picture")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MinigptError(
             "pictures need matplotlib, which is not installed: pip install minigpt[plots]"
         ) from error
+
+
+def _figure(path: str | Path | None, rows: int, columns: int, size: tuple[float, float]) -> Any:
+    """A figure of its own, not of `pyplot`, whose figures live until they are closed."""
+    check(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_alpha(0)
     return figure, figure.subplots(rows, columns)

@@ -9,9 +9,11 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from minigpt import MinigptError, beam_search
+from minigpt import MinigptError, beam_search, plot
 from minigpt.beam import Beam
 from minigpt.cache_kinds import KINDS
+from minigpt.cli import main
+from minigpt.measure import Row, Section, Table
 from minigpt.plot import (
     attention_maps,
     beam_tree,
@@ -273,3 +275,30 @@ class TestTheFile:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(MinigptError, match=r"pip install minigpt\[plots\]"):
             cache_growth()
+
+
+class TestMeasured:
+    """Drawn from a table, whose bars must be its medians."""
+
+    def table(self) -> Table:
+        rows = [
+            Row("batch 1      limit", [2.0, 1.0, 3.0], "ms"),
+            Row("batch 1      minigpt fast", [4.0, 9.0, 5.0], "ms"),
+            Row("batch 1      transformers", [8.0, 6.0, 7.0], "ms"),
+        ]
+        alone = Section("limits", "one row", rows[:1])
+        return Table({}, 3, [Section("decode", "time of a step", rows), alone])
+
+    def test_bars_are_medians_and_a_single_row_is_no_comparison(self):
+        (axes,) = plot.measured(self.table()).axes
+        assert [bar.get_width() for bar in axes.patches] == [2.0, 5.0, 7.0]
+        assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 3], [4, 9], [6, 8]]
+        assert axes.get_xlabel() == "ms"
+
+    def test_nothing_to_compare_is_refused(self):
+        with pytest.raises(MinigptError, match="nothing was measured that could be compared"):
+            plot.measured(Table({}, 3, self.table().sections[1:]))
+
+    def test_a_wrong_suffix_is_refused_before_measuring(self, capsys):
+        assert main(["bench", "--model", "random:nano", "--plot", "bench.pdf"]) == 2
+        assert "needed one of them for a picture" in capsys.readouterr().err

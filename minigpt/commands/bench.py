@@ -29,13 +29,18 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--long", action="store_true", help="500 tokens without the cache, also for large models"
     )
+    command.add_argument("--plot", metavar="FILE", help="draw it too, as .png or .svg")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all samples as JSON")
     form.add_argument("--markdown", action="store_true", help="tables as a README shows them")
 
 
 def run(options: argparse.Namespace) -> int:
+    from minigpt import plot
     from minigpt.bench import Bench, checkpoint, choose
+
+    if options.plot:
+        plot.check(options.plot)  # before minutes of measuring
 
     sections, source = choose(options.only), options.model
     with checkpoint(source, DTYPES.get(options.dtype)) as directory:
@@ -43,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
         bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
         table = bench.measure(sections)
     table.about = {"model": source, **table.about}
+    if options.plot:
+        plot.measured(table, options.plot)
     if options.json:
         print(json.dumps(table.to_dict(), indent=2))
     else:
