@@ -180,13 +180,12 @@ def speed_up(
     right.plot(tokens, ratios, color=COLOURS[2], linewidth=2, marker="D")
     right.axhline(1, color=GREY, linestyle=":", linewidth=1)  # below it the cache would cost time
     for length, ratio in zip(tokens, ratios, strict=True):
-        right.annotate(f"{ratio:.1f} ×", (length, ratio), xytext=(0, 6), color=GREY, fontsize=8,
-                       textcoords="offset points", ha="center")  # fmt: skip
+        right.annotate(f"{ratio:.1f} ×", (length, ratio), xytext=(7, -9), color=GREY, fontsize=8,
+                       textcoords="offset points")  # fmt: skip
     right.set(title="speed-up", ylabel="time without / time with the cache")
-    right.margins(y=0.12)
     for axes in (left, right):
         axes.set_xlabel("new tokens")
-        axes.set_xlim(0, 1.05 * tokens[-1])
+        axes.set_xlim(0, 1.12 * tokens[-1])
         axes.set_ylim(0)
         axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     return _finished(figure, path)
