@@ -15,7 +15,7 @@ import pytest
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("**/*.ipynb"))
 TRANSLATIONS = [path for path in FILES if path.parent != NOTEBOOKS]
-ABSOLUTE = re.compile(r"""(?:^|[\s"'(=])(?:/(?:home|root|tmp|work|usr|mnt|Users)/|[A-Z]:\\)""")
+ABSOLUTE = re.compile(r"""(?:^|[\s"'(=])(?:/[\w.-]+/[\w.-]|[A-Z]:\\)""", re.MULTILINE)
 
 Cell = dict[str, Any]
 
