@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,53 @@ def cache_heatmap(
             ax.set_yticks(range(len(names)), names, fontsize=7)
         axes[2].set_xticks(range(len(held)), held, fontsize=7, rotation=90)
     figure.suptitle(f"layer {layer}, head {head}", color=GREY)
+    return _finished(figure, path)
+
+
+def speed_up(
+    tokens: Sequence[int], cached: Sequence[float], uncached: Sequence[float],
+    path: str | Path | None = None,
+) -> Figure:  # fmt: skip
+    """Seconds with and without a cache, and how many times as long "without" takes.
+
+    Args:
+        tokens: lengths of the texts, in new tokens, in rising order.
+        cached, uncached: seconds measured for each of these lengths.
+        path: to save it as well, *.png or *.svg.
+
+    Raises:
+        MinigptError: when there is not one time above 0 for each length, for lengths that do not
+            rise, without matplotlib, or when the file cannot be written.
+    """
+    if not len(tokens) == len(cached) == len(uncached) > 0:
+        raise MinigptError(
+            f"{len(tokens)} lengths were given with {len(cached)} cached and {len(uncached)} "
+            f"uncached times, needed one of each for every length"
+        )
+    lengths = [0, *tokens]
+    if any(later <= earlier for earlier, later in pairwise(lengths)):
+        raise MinigptError(f"the lengths are {list(tokens)}, needed numbers from 1 on that rise")
+    quickest = min(*cached, *uncached)
+    if not quickest > 0:
+        raise MinigptError(f"one of the times is {quickest} seconds, needed more than 0")
+    figure, (left, right) = _figure(path, 1, 2, (9, 3.8))
+    for n, (label, seconds) in enumerate((("with the cache", cached), ("without", uncached))):
+        left.plot(tokens, seconds, color=COLOURS[n], linestyle=DASHES[n], linewidth=2,
+                  marker="os"[n], label=label)  # fmt: skip
+    left.set(title="time", ylabel="time for all new tokens (s)")
+    _legend(left)
+    ratios = [slow / quick for slow, quick in zip(uncached, cached, strict=True)]
+    right.plot(tokens, ratios, color=COLOURS[2], linewidth=2, marker="D")
+    right.axhline(1, color=GREY, linestyle=":", linewidth=1)  # below it the cache would cost time
+    for length, ratio in zip(tokens, ratios, strict=True):
+        right.annotate(f"{ratio:.1f} ×", (length, ratio), xytext=(7, -9), color=GREY, fontsize=8,
+                       textcoords="offset points")  # fmt: skip
+    right.set(title="speed-up", ylabel="time without / time with the cache")
+    for axes in (left, right):
+        axes.set_xlabel("new tokens")
+        axes.set_xlim(0, 1.12 * tokens[-1])
+        axes.set_ylim(0)
+        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     return _finished(figure, path)
 
 

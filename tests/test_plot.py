@@ -24,6 +24,7 @@ from minigpt.plot import (
     head_state,
     memory_by_kind,
     next_token,
+    speed_up,
 )
 from minigpt.sampling import Sampler
 
@@ -67,6 +68,48 @@ def test_memory_by_kind_draws_a_bar_for_each_kind_and_dtype(model, text):
             model(text(1, 40), cache=cache)
             want.append(cache.nbytes / 1e6)
     assert heights == pytest.approx(want)
+
+
+class TestSpeedUp:
+    def test_draws_the_seconds_given_and_their_ratio(self):
+        left, right = speed_up([10, 100, 500], [0.1, 1.0, 5.0], [0.2, 4.0, 100.0]).axes
+        assert [list(line.get_ydata()) for line in left.lines] == [[0.1, 1, 5], [0.2, 4, 100]]
+        assert [text.get_text() for text in left.get_legend().texts] == [
+            "with the cache",
+            "without",
+        ]
+        assert list(right.lines[0].get_ydata()) == pytest.approx([2, 4, 20])
+        assert [text.get_text() for text in right.texts] == ["2.0 ×", "4.0 ×", "20.0 ×"]
+        for axes in (left, right):
+            assert list(axes.lines[0].get_xdata()) == [10, 100, 500]
+
+    def test_shows_where_a_cache_would_cost_time(self):
+        _, right = speed_up([1], [2.0], [1.0]).axes
+        assert set(right.lines[1].get_ydata()) == {1}
+        assert right.get_ylim()[0] == 0
+        assert right.get_ylim()[1] > 1
+
+    def test_has_labels_with_units(self):
+        left, right = speed_up([1, 2], [1.0, 1.0], [1.0, 2.0]).axes
+        assert left.get_ylabel() == "time for all new tokens (s)"
+        assert right.get_ylabel() == "time without / time with the cache"
+        assert {left.get_xlabel(), right.get_xlabel()} == {"new tokens"}
+
+    @pytest.mark.parametrize(
+        ("measured", "sentence"),
+        [
+            (
+                ([1, 2], [1.0], [1.0, 2.0]),
+                "2 lengths were given with 1 cached and 2 uncached times",
+            ),
+            (([], [], []), "needed one of each for every length"),
+            (([2, 1], [1.0, 1.0], [1.0, 1.0]), r"the lengths are \[2, 1\]"),
+            (([1], [0.0], [1.0]), "one of the times is 0.0 seconds"),
+        ],
+    )
+    def test_needs_a_time_for_every_length(self, measured, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            speed_up(*measured)
 
 
 class TestOneHead:
