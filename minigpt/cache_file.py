@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt.aside import aside, flush, move
+from minigpt.aside import aside, flush, locked, move
 from minigpt.cache import KVCache
 from minigpt.cache_kinds import NOT_SETTINGS
 from minigpt.cache_lossy import QuantizedCache, WindowCache
@@ -79,7 +79,8 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
             new = staging / path.name
             save_file(tensors, new, metadata)
             flush(new)
-            move(new, path)
+            with locked(path.parent):
+                move(new, path)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
             f"the cache could not be written to {path} ({error}): a file already there is still "
@@ -220,9 +221,10 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All of a file, checked to the last bit; the tensors are views of the mapped file."""
-    file = _open(path)
-    found, text, expected = _header(path, file)
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with locked(path.parent, shared=True):  # safetensors opens it twice
+        file = _open(path)
+        found, text, expected = _header(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _checksum(text, tensors) != expected:
         raise MinigptError(f"{path} is damaged, its checksum is not that of its content: save the "
                            f"cache again")  # fmt: skip

@@ -229,7 +229,7 @@ def die_everywhere(how: Callable[[int], None], kind: str, old: Path) -> None:
     WRITERS[kind][0](Path(shutil.copytree(old, old / "rehearsal")), 1)  # imports all it needs
     shutil.rmtree(old / "rehearsal")
     codes = {}
-    every = {"run": 8, "download": 3}.get(kind, 1)
+    every = {"run": 8, "download": 9}.get(kind, 1)
     for when in count(1, every) if how is die_at_step else (0, 1, 50, 400, 3000, 9000, 10**9):
         shutil.copytree(old, old.with_name(str(when)))
         codes[when] = forked(die, how, when, kind, old.with_name(str(when)))
