@@ -12,7 +12,6 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt import weights
+from minigpt.aside import aside, flush, locked, move
 from minigpt.cache import KVCache
 from minigpt.cache_kinds import NOT_SETTINGS
 from minigpt.cache_lossy import QuantizedCache, WindowCache
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from minigpt.model import GPT
 
 FORMAT, VERSION = "minigpt-kv-cache", 1
-_STAGING = ".saving-"
 
 
 def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
@@ -77,11 +75,12 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
     text = json.dumps(about)
     metadata = {"about": text, "checksum": _checksum(text, tensors)}
     try:
-        with TemporaryDirectory(prefix=_STAGING, dir=path.parent) as staging:
-            new = Path(staging) / path.name
+        with aside(path.parent) as staging:
+            new = staging / path.name
             save_file(tensors, new, metadata)
-            weights.flush(new)
-            weights.move(new, path)
+            flush(new)
+            with locked(path.parent):
+                move(new, path)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
             f"the cache could not be written to {path} ({error}): a file already there is still "
@@ -222,9 +221,10 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All of a file, checked to the last bit; the tensors are views of the mapped file."""
-    file = _open(path)
-    found, text, expected = _header(path, file)
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with locked(path.parent, shared=True):  # safetensors opens it twice
+        file = _open(path)
+        found, text, expected = _header(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _checksum(text, tensors) != expected:
         raise MinigptError(f"{path} is damaged, its checksum is not that of its content: save the "
                            f"cache again")  # fmt: skip

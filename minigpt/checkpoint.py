@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt import weights
+from minigpt.aside import STAGING, flush, move
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.recipes import TrainConfig, configure, differences
 
 STATE = "state.json"
 TENSORS = "training.safetensors"
-_STAGING = ".saving-"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -70,9 +70,9 @@ def save(
     staging = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for left_behind in directory.glob(f"{_STAGING}*"):  # by a run that was killed
+        for left_behind in directory.glob(f"{STAGING}*"):  # by a run that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
-        staging = Path(mkdtemp(prefix=_STAGING, dir=directory))
+        staging = Path(mkdtemp(prefix=STAGING, dir=directory))
         weights.save(staging, shape, model)
         save_tokenizer(staging)
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -81,8 +81,8 @@ def save(
         (staging / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (staging / "train.toml").write_text(config.to_toml(), encoding="utf-8")
         for path in (*staging.iterdir(), staging):
-            weights.flush(path)
-        weights.move(staging, target)
+            flush(path)
+        move(staging, target)
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "
@@ -93,7 +93,7 @@ def save(
             shutil.rmtree(staging, ignore_errors=True)
     for old in _all(directory)[: -config.keep]:
         with suppress(OSError):
-            gone = directory / f"{_STAGING}{old.name}"  # half deleted, it would look like one
+            gone = directory / f"{STAGING}{old.name}"  # half deleted, it would look like one
             os.replace(old, gone)
             shutil.rmtree(gone, ignore_errors=True)
 

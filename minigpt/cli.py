@@ -25,10 +25,10 @@ MOST_THREADS = 1024
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # rather "?" than an error, on an old terminal
     try:
+        options = parser().parse_args(arguments)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # rather "?" than an error, on an old terminal
         if getattr(options, "threads", None) is not None:
             if not 1 <= options.threads <= MOST_THREADS:
                 raise MinigptError(f"--threads is {options.threads}, needed 1 to {MOST_THREADS}")

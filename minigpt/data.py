@@ -14,9 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minigpt.aside import aside, flush
 from minigpt.errors import MinigptError
 from minigpt.stories import stories
 from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer, train_bpe
@@ -126,10 +124,12 @@ def prepare(
     if not home.is_dir():
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(home.parent)
-            with tempfile.TemporaryDirectory(prefix=".partial-", dir=home.parent) as partial:
-                _tokenize(source, tokenizer, Path(partial, "corpus"), held_out)
-                _rename(Path(partial, "corpus"), home)
+            with aside(home.parent) as staging:
+                made = staging / "corpus"
+                _tokenize(source, tokenizer, made, held_out)
+                for path in (*made.iterdir(), made):
+                    flush(path)
+                _rename(made, home)
         except OSError as error:
             raise MinigptError(
                 f"the tokens of {source} cannot be kept in {directory} ({error}): make room there, "
@@ -398,7 +398,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
     ):
         for is_held_out, text in _split(source, cut):
             ids = separator if text is None else tokenizer.encode(text)
-            np.array(ids, dtype).tofile(rest if is_held_out else training)
+            (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
             held_out_bytes += len(text.encode()) if text and is_held_out else 0
             bar.update(len(text or ""))
     about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes}
@@ -408,17 +408,10 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
 def _rename(made: Path, home: Path) -> None:
     try:
         os.rename(made, home)
+        flush(home.parent)
     except OSError:
         if not home.is_dir():  # else another run was quicker, and has made the same
             raise
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Of runs that were killed: nothing was written into them for a day."""
-    for partial in directory.glob(".partial-*"):
-        newest = max((p.stat().st_mtime for p in [partial, *partial.rglob("*")]), default=0.0)
-        if newest < time.time() - 24 * 3600:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _open(home: Path) -> Corpus:

@@ -7,6 +7,7 @@ talking, so its cache, its resuming of broken connections, mirrors (HF_ENDPOINT)
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,12 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt.aside import locked
 from minigpt.errors import MinigptError
 from minigpt.weights import CONFIG, INDEX, WEIGHTS, sha256
 
 WEIGHTS_DIR = Path("weights")  # where `download` puts checkpoints, seen from the working directory
 FILES = (CONFIG, "vocab.json", "merges.txt", WEIGHTS)  # of a published GPT-2; the weights last
 _PATTERNS = [*FILES, INDEX, "model-*.safetensors", "tokenizer.json", "added_tokens.json"]
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
         weights_dir: where downloaded checkpoints lie; None: `weights` in the working directory.
 
     Raises:
-        MinigptError: for a path that does not exist, or a model that cannot be fetched.
+        MinigptError: for a path that does not exist, or a model that cannot be fetched, or one
+            whose checksum is known and wrong.
     """
     weights_dir = WEIGHTS_DIR if weights_dir is None else weights_dir
     name, path = str(source), Path(os.path.expanduser(source))
@@ -74,7 +80,9 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
         )
 
     pin = PINNED.get(name, Pin(name))
-    with _explained(pin.repo, weights_dir / name.split("/")[-1]):
+    from huggingface_hub import constants
+
+    with _explained(pin.repo, weights_dir / name.split("/")[-1], Path(constants.HF_HUB_CACHE)):
         folder = _snapshot(pin)
     if not _has_weights(folder):
         raise MinigptError(
@@ -91,26 +99,38 @@ def _snapshot(pin: Pin) -> Path:
 
     endpoint = os.environ.get("HF_ENDPOINT")  # read now: the client reads it when imported
     if pin.sha256 is not None:  # a fixed commit: what is in the cache cannot be out of date
+        cached = None
         with suppress(LocalEntryNotFoundError):
-            cached = snapshot_download(
-                pin.repo, revision=pin.revision, allow_patterns=_PATTERNS, local_files_only=True
+            cached = Path(
+                snapshot_download(
+                    pin.repo, revision=pin.revision, allow_patterns=_PATTERNS, local_files_only=True
+                )
             )
-            if _has_weights(Path(cached)):
-                return Path(cached)
-        _current_commit(pin, endpoint)
-    return Path(
+            if not _missing(cached) and (cached / WEIGHTS).stat().st_size == pin.size:
+                return cached
+        try:
+            _current_commit(pin, endpoint)
+        except Exception:
+            if cached and _has_weights(cached):  # an interrupted download; they may be all we need
+                return cached
+            raise
+    fetched = Path(
         snapshot_download(
             pin.repo, revision=pin.revision, allow_patterns=_PATTERNS, endpoint=endpoint
         )
     )
+    if pin.sha256 is not None:
+        _refuse_wrong(fetched / WEIGHTS, pin)
+    return fetched
 
 
 def _current_commit(pin: Pin, endpoint: str | None) -> str:
     """The commit to fetch, so that all files are of one. Asking fails at once without a network,
     while fetching by commit would repeat itself for half a minute first."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    return HfApi(endpoint).model_info(pin.repo, revision=pin.revision, timeout=10).sha or "main"
+    wait = constants.HF_HUB_ETAG_TIMEOUT  # seconds, 10 if the variable of this name is not set
+    return HfApi(endpoint).model_info(pin.repo, revision=pin.revision, timeout=wait).sha or "main"
 
 
 def _has_weights(folder: Path) -> bool:
@@ -140,35 +160,52 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             f"there is no model {name!r} to download, needed one of {', '.join(PINNED)}: "
             f"others load by their hub id, as in GPT.from_pretrained('owner/model')"
         )
-    pin, folder = PINNED[name], weights_dir / name
-    missing = [file for file in FILES if not (folder / file).exists()]
-    if WEIGHTS not in missing and (found := _difference(folder / WEIGHTS, pin)):
+    pin, folder, partial = PINNED[name], weights_dir / name, weights_dir / f".{name}.partial"
+    if WEIGHTS not in _missing(folder) and (found := _difference(folder / WEIGHTS, pin)):
         raise MinigptError(
             f"{folder / WEIGHTS} is not the published one ({found}): move it away, if it is worth "
             f"keeping, and download again"
         )
-    if not missing:
-        return folder
+    if _missing(folder):
+        with _explained(pin.repo, folder, weights_dir):
+            commit = _current_commit(pin, endpoint or os.environ.get("HF_ENDPOINT"))
+            partial.mkdir(parents=True, exist_ok=True)
+            with locked(partial):  # another process may be at the same, and be done meanwhile
+                _fetch(pin, commit, _missing(folder), partial, folder, endpoint)
+    shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
+
+def _missing(folder: Path) -> list[str]:
+    return [file for file in FILES if not (folder / file).exists()]
+
+
+def _fetch(
+    pin: Pin, commit: str, files: list[str], partial: Path, folder: Path, endpoint: str | None
+) -> None:
+    """Some of a model's files into `partial`, and when all are there and right, into `folder`."""
     from huggingface_hub import hf_hub_download
 
-    partial = weights_dir / f".{name}.partial"
     endpoint = endpoint or os.environ.get("HF_ENDPOINT")
-    with _explained(pin.repo, folder):
-        commit = _current_commit(pin, endpoint)
-        for file in missing:
-            hf_hub_download(pin.repo, file, revision=commit, local_dir=partial, endpoint=endpoint)
-    if WEIGHTS in missing and (found := _difference(partial / WEIGHTS, pin)):
-        (partial / WEIGHTS).unlink()
+    for left_behind in partial.rglob("*.????????.incomplete"):  # by a killed process
+        left_behind.unlink()
+    for file in files:
+        hf_hub_download(pin.repo, file, revision=commit, local_dir=partial, endpoint=endpoint)
+    if WEIGHTS in files:
+        _refuse_wrong(partial / WEIGHTS, pin)
+    folder.mkdir(exist_ok=True)
+    for file in files:  # in the order of FILES: without weights nothing loads
+        os.replace(partial / file, folder / file)
+
+
+def _refuse_wrong(weights: Path, pin: Pin) -> None:
+    if found := _difference(weights, pin):
+        weights.resolve().unlink()  # in the client's cache it is a link to the file
+        weights.unlink(missing_ok=True)
         raise MinigptError(
             f"{WEIGHTS} of {pin.repo} arrived wrong and was deleted ({found}): download it again, "
             f"without HF_ENDPOINT if that is set"
         )
-    folder.mkdir(exist_ok=True)
-    for file in missing:  # in the order of FILES: without weights nothing loads
-        os.replace(partial / file, folder / file)
-    shutil.rmtree(partial)
-    return folder
 
 
 def _difference(file: Path, pin: Pin) -> str | None:
@@ -181,11 +218,23 @@ def _difference(file: Path, pin: Pin) -> str | None:
 
 
 @contextmanager
-def _explained(repo: str, folder: Path) -> Iterator[None]:
-    """Whatever the hub's client raises, as one sentence that says what to do."""
+def _explained(repo: str, folder: Path, place: Path) -> Iterator[None]:
+    """Whatever the hub's client raises, as one sentence that says what to do.
+
+    Args:
+        folder: where the files may be placed by hand.
+        place: where the client writes them.
+    """
     try:
         yield
+    except MinigptError:
+        raise
     except Exception as error:  # the client's errors share no base class, and change by version
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise MinigptError(
+                f"{repo} cannot be written to {place} ({error}): make room there, or choose "
+                f"another place"
+            ) from error
         raise MinigptError(
             f"could not fetch {repo} from the hub ({_reason(error)}): try again later, set "
             f"HF_ENDPOINT to a mirror, or place {', '.join(FILES)} in {folder} by hand "

@@ -11,13 +11,13 @@ import codecs
 import hashlib
 import json
 import operator
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from minigpt.aside import aside, flush, move
 from minigpt.errors import MinigptError
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
@@ -448,9 +448,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_text(path: Path, text: str) -> None:
     """Put `text` at `path` in one step, so that a crash never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with aside(path.parent) as staging:
+        (staging / path.name).write_text(text, encoding="utf-8", newline="\n")
+        flush(staging / path.name)
+        move(staging / path.name, path)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from minigpt import checkpoint, lora, weights
+from minigpt.aside import aside, locked, move
 from minigpt.checkpoint import State
 from minigpt.curves import Log
 from minigpt.data import IGNORED
@@ -69,18 +70,23 @@ def train(
         How far it got. The model has the weights of the last step.
 
     Raises:
-        MinigptError: when the run in `directory` is another one, the disk is full, or the loss is
-            no longer a number. The last checkpoint is then as it was.
+        MinigptError: when the run in `directory` is another one or still going on, the disk is
+            full, or the loss is no longer a number. The last checkpoint is then as it was.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
-    processes = processes or Processes(torch.device(config.device))
-    run = Run(model, source, config, Path(directory), processes, resume)
+    directory, processes = Path(directory), processes or Processes(torch.device(config.device))
+    with alone_in(directory) if processes.rank == 0 else nullcontext():
+        return _steps(Run(model, source, config, directory, processes, resume), report)
+
+
+def _steps(run: Run, report: Report) -> State:
+    config, processes = run.config, run.processes
     writes = processes.rank == 0
     bar = tqdm(
         initial=run.state.step, total=config.steps, desc="training", unit="step",
         disable=None if writes else True, dynamic_ncols=True,  # None: a bar on terminals only
     )  # fmt: skip
-    tokens, began = config.batch_size * source.width, run.state.seconds
+    tokens, began = config.batch_size * run.source.width, run.state.seconds
     first = run.state.step
     with (
         interrupts() as asked,
@@ -111,6 +117,8 @@ def train(
             if step.stop and not last:
                 report(f"stopped after step {done}, which is saved: --resume goes on from there")
                 raise KeyboardInterrupt
+        if asked():  # in the last step: what is done with the result need not follow
+            raise KeyboardInterrupt
     return run.state
 
 
@@ -132,6 +140,24 @@ def claim(directory: Path, resume: bool) -> Path | None:
             f"choose another directory, or delete {directory / CHECKPOINTS}"
         )
     return found
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """While one process trains into a directory, no other does."""
+    try:
+        (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory / CHECKPOINTS, wait=False))
+        except BlockingIOError:
+            raise MinigptError(
+                f"another process is training into {directory}: wait for it, stop it, or choose "
+                f"another directory"
+            ) from None
+        yield
 
 
 class Run:
@@ -239,12 +265,23 @@ class Run:
             state.best, state.best_step = loss, state.step
             tensors = self.tensors()
             if self.processes.rank == 0:
-                self.source.tokenizer.save_pretrained(self.directory)
-                plain = lora.merged(tensors, self.config.lora_scale)
-                weights.save(self.directory, self.model.config, plain)
-                toml = self.directory / "train.toml"
-                toml.write_text(self.config.to_toml(), encoding="utf-8")
+                self._keep_best(tensors)
         return loss
+
+    def _keep_best(self, tensors: dict[str, Tensor]) -> None:
+        plain = lora.merged(tensors, self.config.lora_scale)
+        try:
+            self.source.tokenizer.save_pretrained(self.directory)
+            weights.save(self.directory, self.model.config, plain)
+            with aside(self.directory) as staging:
+                toml = staging / "train.toml"
+                toml.write_text(self.config.to_toml(), encoding="utf-8")
+                move(toml, self.directory / toml.name)
+        except OSError as error:
+            raise MinigptError(
+                f"the best model so far, of step {self.state.step}, could not be written to "
+                f"{self.directory} ({error}): make room and resume from the last checkpoint"
+            ) from error
 
     def save(self) -> None:
         """A checkpoint of this step, from which `resume` goes on."""

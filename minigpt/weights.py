@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minigpt.aside import aside, flush, locked, move
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 
@@ -34,7 +34,6 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
-_STAGING = ".saving-"
 _UNFINISHED = (
     "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
 )
@@ -81,6 +80,7 @@ def load(
     In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
     this process, so writing to them never reaches the disk. Another dtype is converted piece by
     piece and costs the result and little more. `model.safetensors` wins over an index of shards.
+    A `save` that ends meanwhile waits, so that all is of one checkpoint.
 
     Args:
         source: the directory.
@@ -97,6 +97,11 @@ def load(
     source = Path(source)
     if dtype not in (None, *_DTYPES.values()):
         raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
+    with locked(source, shared=True):
+        return _load(source, dtype)
+
+
+def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str, Tensor]]:
     stored = _read_headers(source)
     settings = _read_config(source)
     try:
@@ -160,6 +165,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
     `tensors` are mapped from may be overwritten: the mapping keeps the old one alive.
 
     Only the checkpoint's files are touched: the two, and the shards and index that they replace.
+    Several processes may save here at once: the last to move its files in wins.
 
     Args:
         directory: created when missing.
@@ -180,12 +186,11 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for left_behind in directory.glob(f"{_STAGING}*"):  # by a save that was killed
-            shutil.rmtree(left_behind, ignore_errors=True)
-        with TemporaryDirectory(
-            prefix=_STAGING, dir=directory, ignore_cleanup_errors=True
-        ) as staging:
-            _write_and_swap(directory, Path(staging), _config_json(config, dtypes[0]), tensors)
+        with aside(directory) as staging:
+            content = _config_json(config, dtypes[0])
+            _write_new(staging, content, tensors)
+            with locked(directory):
+                _swap(directory, staging, content)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
             f"the checkpoint could not be written to {directory} ({_reason(error)}): one already "
@@ -361,9 +366,7 @@ def _config_json(config: GPTConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _write_and_swap(
-    directory: Path, staging: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
+def _write_new(staging: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     _write(new_config, json.dumps(config, indent=2) + "\n")
     named = {}
@@ -374,6 +377,10 @@ def _write_and_swap(
     new_weights.chmod(new_config.stat().st_mode)  # safetensors lets the owner alone read it
     flush(new_weights)
 
+
+def _swap(directory: Path, staging: Path, config: dict[str, Any]) -> None:
+    """Move what `_write_new` wrote into place."""
+    new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     before, old_config, both_configs = None, staging / "old", staging / "both"
     with suppress(MinigptError):  # none, or not one that could be loaded
         before = _read_config(directory)
@@ -383,12 +390,15 @@ def _write_and_swap(
             versions = [before, config, sha256(new_weights)]
             _write(both_configs, _UNFINISHED + json.dumps(versions) + "\n")
             move(both_configs, directory / CONFIG)
+        if not (directory / WEIGHTS).exists() and not (directory / INDEX).exists():
+            move(new_config, directory / CONFIG)  # no weights there that it could be paired with
         move(new_weights, directory / WEIGHTS)
     except BaseException:
         if new_weights.exists() and old_config.exists():  # the old weights are still in place
             move(old_config, directory / CONFIG)
         raise
-    move(new_config, directory / CONFIG)
+    if new_config.exists():
+        move(new_config, directory / CONFIG)
 
     if (directory / INDEX).exists():  # the old checkpoint was in shards, which no longer count
         for shard in directory.glob("model-*-of-*.safetensors"):
@@ -400,23 +410,6 @@ def _write_and_swap(
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     flush(path)
-
-
-def move(source: Path, target: Path) -> None:
-    """Rename over the target in one step, and wait until the disk has it."""
-    os.replace(source, target)
-    flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until the disk has a file or directory."""
-    if os.name == "nt":  # no such call for directories there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- Shared ----------------------------------------------------------------------------------

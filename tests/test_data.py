@@ -242,17 +242,10 @@ def test_a_run_that_is_killed_leaves_nothing_that_is_taken_for_a_copy(book, cach
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.communicate()
-    assert [path.name[:9] for path in cache.iterdir()] == [".partial-"]
+    assert [path.name[:8] for path in cache.iterdir()] == [".saving-"]
     corpus = prepare(book, "char", cache)
     assert len(whole(corpus)) == len(SENTENCE) * 100 + 2
-
-
-def test_what_a_killed_run_left_is_removed_after_a_day(book, cache):
-    for name in (".partial-old", ".partial-new"):
-        (cache / name).mkdir(parents=True)
-    os.utime(cache / ".partial-old", (0, 0))
-    prepare(book, "char", cache)
-    assert sorted(path.name[:12] for path in cache.iterdir())[0] == ".partial-new"
+    assert [path.name[:4] for path in cache.iterdir()] == ["book"]  # what it left is gone
 
 
 def test_a_run_that_fails_leaves_nothing(make_file, cache):

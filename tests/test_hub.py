@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +27,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = GPTConfig.preset("nano", n_layer=1)
 
 
+Fault = Callable[["_Handler", bytes], None]
+
+
 class FakeHub(ThreadingHTTPServer):
     """What the hub's client asks of the hub: a commit, a list of files, and the files."""
 
@@ -35,6 +42,8 @@ class FakeHub(ThreadingHTTPServer):
         self.refuse: dict[str, str] = {}  # repository -> the hub's code for the refusal
         self.cut_after: int | None = None  # bytes after which the next large answer breaks off
         self.ranges: list[str] = []
+        self.fault: Fault | None = None  # how the weights are answered instead
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
@@ -72,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for file, data in files.items()
             ]
             self.answer_json(tree)
+        elif self.server.fault and kind == "resolve" and rest[-1] == "model.safetensors":
+            self.server.fault(self, files["model.safetensors"])
         elif kind == "resolve" and "/".join(rest[1:]) in files:
             self.answer_file(files["/".join(rest[1:])])
         else:
@@ -123,6 +134,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.chdir(tmp_path)
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -472,6 +484,138 @@ def test_a_download_without_a_network_says_how_to_place_the_files(tmp_path: Path
         f"place config.json, vocab.json, merges.txt, model.safetensors in {tmp_path / 'gpt2'}"
         in sentence
     )
+
+
+# --- When the hub misbehaves ------------------------------------------------------------------
+
+
+def in_the_body(act: Fault) -> Fault:
+    """Answer questions about the file, and half of the file itself, before the fault."""
+
+    def fault(handler: _Handler, data: bytes) -> None:
+        if handler.command == "HEAD":
+            return handler.answer_file(data)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[: len(data) // 2])
+        handler.wfile.flush()
+        act(handler, data)
+
+    return fault
+
+
+def stall(handler: _Handler, data: bytes) -> None:
+    handler.server.over.wait()
+
+
+def close(handler: _Handler, data: bytes) -> None:
+    handler.close_connection = True
+
+
+def reset(handler: _Handler, data: bytes) -> None:
+    linger_not = struct.pack("ii", 1, 0)  # then closing sends a reset instead of a goodbye
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
+    handler.connection.close()
+
+
+def go_on_with_zeros(handler: _Handler, data: bytes) -> None:
+    handler.wfile.write(bytes(len(data) - len(data) // 2))
+
+
+def redirect_to_itself(handler: _Handler, data: bytes) -> None:
+    handler.answer(302, b"", {"Location": handler.path})
+
+
+def shorter(handler: _Handler, data: bytes) -> None:
+    handler.answer_file(data if handler.command == "HEAD" else data[:-4])
+
+
+def status(code: int) -> Fault:
+    return lambda handler, data: handler.answer(code, b"", {})
+
+
+FAULTS = {
+    "stalls": stall,
+    "stalls in the midst": in_the_body(stall),
+    "breaks off": in_the_body(close),
+    "resets": in_the_body(reset),
+    "goes on with zeros": in_the_body(go_on_with_zeros),
+    "is shorter than promised": shorter,
+    "redirects to itself": redirect_to_itself,
+    **{f"answers {code}": status(code) for code in (403, 404, 429, 500, 503)},
+}
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that would be slept; waiting for an answer ends after a fraction of one."""
+    import huggingface_hub.constants
+    import huggingface_hub.file_download
+
+    seconds: list[float] = []
+    for variable in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(huggingface_hub.constants, variable, 0.15)
+    longer = "_ETAG_RETRY_TIMEOUT"  # of some versions, when they ask about a file again
+    monkeypatch.setattr(huggingface_hub.file_download, longer, 0.15, raising=False)
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_hub_that_fails_costs_one_sentence_and_nothing_that_loads_and_may_be_asked_again(
+    published: FakeHub, tmp_path: Path, slept: list[float], how: str
+) -> None:
+    published.fault = FAULTS[how]
+
+    for fetch in (lambda: download("gpt2", tmp_path / "weights"), lambda: resolve("gpt2")):
+        with pytest.raises(MinigptError, match="gpt2") as caught:
+            fetch()
+        assert "\n" not in str(caught.value)
+    assert sum(slept) < 60  # in both together: it gives up within a minute or so
+    assert not list(tmp_path.rglob("weights/**/model.safetensors"))
+    assert not list(tmp_path.rglob("hub-cache/**/model.safetensors"))
+
+    published.fault = None
+
+    cached, folder = resolve("gpt2"), download("gpt2", tmp_path / "weights")
+
+    assert weights.load(cached)[0] == weights.load(folder)[0] == CONFIG
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["gpt2"]
+
+
+def test_a_redirect_is_followed(published: FakeHub, tmp_path: Path) -> None:
+    def elsewhere(handler: _Handler, data: bytes) -> None:
+        if handler.path.endswith("?moved"):
+            return handler.answer_file(data)
+        handler.answer(307, b"", {"Location": f"{handler.path}?moved"})
+
+    published.fault = elsewhere
+
+    assert weights.load(download("gpt2", tmp_path))[0] == CONFIG
+
+
+def test_a_fetch_that_ended_before_the_vocabulary_came_is_completed(published: FakeHub) -> None:
+    first = resolve("gpt2")
+    (first / "vocab.json").unlink()
+
+    assert (resolve("gpt2") / "vocab.json").exists()
+
+
+def test_weights_that_came_alone_load_when_the_hub_is_down(
+    published: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    resolve("gpt2")
+    other = shutil.copytree(tmp_path / "hub-cache", tmp_path / "other", symlinks=True)
+    for listing in other.glob("*/trees"):  # as other programs keep none
+        shutil.rmtree(listing)
+    next(other.rglob("snapshots/*/vocab.json")).unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(other))
+    monkeypatch.setenv("HF_ENDPOINT", nowhere())
+
+    assert weights.load(resolve("gpt2"))[0] == CONFIG
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
