@@ -29,7 +29,7 @@ from minigpt.generate import Row, evaluating, sampler_settings
 from minigpt.model import GPT
 from minigpt.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.tokenizer import Tokenizer
-from minigpt.weights import move
+from minigpt.aside import move
 
 TEMPLATE = Path(__file__).with_name("trace.html")
 SLOT = "{{trace}}"  # where the JSON goes
