@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt.checks import path_of
 from minigpt.errors import MinigptError
 from minigpt.weights import CONFIG, INDEX, WEIGHTS, sha256
 
@@ -59,12 +60,12 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
         MinigptError: for a path that does not exist, or a model that cannot be fetched.
     """
     weights_dir = WEIGHTS_DIR if weights_dir is None else weights_dir
-    name, path = str(source), Path(os.path.expanduser(source))
-    if name and path.is_dir():
+    name, path = str(source), Path(os.path.expanduser(path_of(source)))
+    if name and os.path.isdir(path):  # rather than path.is_dir(), which fails for a long name
         return path
-    if name and "/" not in name and (weights_dir / name).is_dir():
+    if name and "/" not in name and os.path.isdir(weights_dir / name):
         return weights_dir / name
-    if path.is_file():
+    if os.path.isfile(path):
         raise MinigptError(f"{source} is a file, needed the directory that holds it: {path.parent}")
     is_path = isinstance(source, Path) or not name or name[0] in "./~" or "\\" in name
     if is_path or name.count("/") > 1 or path.parent == weights_dir:
