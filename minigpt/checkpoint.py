@@ -47,12 +47,12 @@ class State:
     source: str = ""  # a fingerprint of the data
     scaler: dict[str, Any] = field(default_factory=dict)  # of float16's gradients
 
-    def check(self) -> None:
-        """Refuse what no run can have saved: a file may hold anything."""
+    def check(self, steps: int) -> None:
+        """Refuse what no run of so many steps can have saved: a file may hold anything."""
         counts = (self.step, self.best_step)
         numbers = (self.best or 0, self.average or 0, self.seconds)
         if not (
-            all(is_whole(count) and count >= 0 for count in counts)
+            all(is_whole(count) and 0 <= count <= steps for count in counts)
             and all(map(is_number, numbers))
             and isinstance(self.source, str)
             and isinstance(self.scaler, dict)
@@ -129,7 +129,7 @@ def load(path: Path, config: TrainConfig) -> tuple[State, dict[str, Tensor], dic
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
         before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
         state = State(**content)
-        state.check()
+        state.check(before.steps)
         weights.check_header(path / TENSORS)
         moments = load_file(path / TENSORS)
     except (

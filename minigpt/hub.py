@@ -141,8 +141,8 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             f"there is no model {name!r} to download, needed one of {', '.join(PINNED)}: "
             f"others load by their hub id, as in GPT.from_pretrained('owner/model')"
         )
-    pin, folder = PINNED[name], weights_dir / name
-    missing = [file for file in FILES if not (folder / file).exists()]
+    pin, folder = PINNED[name], path_of(weights_dir) / name
+    missing = [file for file in FILES if not os.path.exists(folder / file)]
     if WEIGHTS not in missing and (found := _difference(folder / WEIGHTS, pin)):
         raise MinigptError(
             f"{folder / WEIGHTS} is not the published one ({found}): move it away, if it is worth "

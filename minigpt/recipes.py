@@ -210,6 +210,10 @@ def _check_type(name: str, value: object, kind: str) -> None:
     right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
     if not right or (kind in ("int", "float") and not is_number(value)):
         raise MinigptError(f"{name} is {value!r}, needed a {kind}")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:  # half of a character, which train.toml cannot hold
+        raise MinigptError(f"{name} is {value!r}, needed whole characters") from None
 
 
 def _for_task(task: Task) -> TrainConfig:

@@ -276,6 +276,7 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("generate", "--prompt", "x", "--model", "a/b/c"), "there is no directory 'a/b/c'"),
     (("score", *SAVED, "{saved}"), "cannot be read"),
     (("score", *SAVED, "./nowhere"), "cannot be read"),
+    (("score", *SAVED, "\ud800"), r"the path is '\ud800', needed"),
     (("score", *SAVED, "{saved}/model.safetensors"), "is not UTF-8 text"),
     (("score", *SAVED, "{saved}/config.json", "--stride", "0"), "stride is 0, needed"),
     (("verify", *SAVED, "--prompt", "\udcff"), "text has a lone surrogate"),
@@ -294,9 +295,12 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("train", "--config", "./nowhere.toml"), "cannot be read as TOML"),
     (("train", "--config", "{saved}/model.safetensors"), "cannot be read as TOML"),
     (("train", "--task", "nothing"), "no recipe is called 'nothing'"),
+    (("train", "--tokenizer", "\ud800"), r"tokenizer is '\ud800', needed whole characters"),
+    (("train", "--data", "x" * 5_000), "cannot save in runs/xxx"),
     (("train", "--learning-rate", "nan"), "learning_rate is nan, needed"),
     (("train", "--n-embd", "7"), "n_embd is 7 and n_head is 5"),
     (("train", "--device", "cuda"), "device 'cuda' cannot be used here"),
+    (("download", "gpt2", "--weights-dir", "x" * 5_000), "could not fetch openai-community/gpt2"),
     (("download", "../gpt2"), "there is no model '../gpt2' to download"),
 ]
 
