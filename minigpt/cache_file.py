@@ -129,6 +129,8 @@ def _restored(
         "device": model.device.type,
         "numerics": model.numerics,
     }
+    if not all(str(found[name]).isprintable() for name in here) or type(found["notes"]) is not dict:
+        raise ValueError("it does not say what it was made with")
     for name, value in here.items():
         if found[name] != value:
             raise MinigptError(
@@ -258,7 +260,7 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
         )
     if found.get("version") != VERSION:
         raise MinigptError(
-            f"{path} holds a cache in version {found.get('version')} of the format, needed "
+            f"{path} holds a cache in version {found.get('version')!r} of the format, needed "
             f"{VERSION}: prefill again"
         )
     return found, text, metadata.get("checksum", "")
