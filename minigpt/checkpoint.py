@@ -56,6 +56,7 @@ class State:
             and all(map(is_number, numbers))
             and isinstance(self.source, str)
             and isinstance(self.scaler, dict)
+            and all(map(is_number, self.scaler.values()))
         ):
             raise MinigptError("its state is not a run's")
 
