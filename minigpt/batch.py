@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from minigpt.cache import KEY_BLOCK, KVCache
-from minigpt.checks import listed
+from minigpt.checks import is_model, listed
 from minigpt.errors import MinigptError
 from minigpt.generate import Generation, Row, evaluating, sampler_settings
 from minigpt.model import GPT
 from minigpt.sampling import Sampler
+
+MOST_ROWS = 2**16
 
 
 def generate_batch(
@@ -59,6 +61,7 @@ def generate_batch(
     """
     if type(n) is not int or n < 1:
         raise MinigptError(f"n is {n!r}, needed a whole number of at least 1")
+    is_model(model)
     prompts = listed(prompts)
     if not prompts:
         raise MinigptError("no prompts were given, needed at least one")
@@ -67,7 +70,9 @@ def generate_batch(
             "prompts is a list of single tokens or texts, needed a list of lists of token ids"
         )
     count = len(prompts) * n
-    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else listed(seed)
+    if count > MOST_ROWS:
+        raise MinigptError(f"{count} rows were asked for, needed at most {MOST_ROWS} at once")
+    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else listed(seed, "seed")
     if len(seeds) != count:
         raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
     sampler = Sampler(**sampler_settings(sampling))

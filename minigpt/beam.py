@@ -7,16 +7,18 @@ one that had none is gone. With the paged cache that copies no keys and values.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from minigpt.checks import is_model, is_number
 from minigpt.errors import MinigptError
 from minigpt.generate import Row, evaluating
 from minigpt.model import GPT
 from minigpt.sampling import Sampler
+
+STRONGEST = 10  # length penalty: far beyond any use, and a long text to that power is a number
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,17 @@ def beam_search(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
+    is_model(model)
     if type(beams) is not int or not 1 <= beams <= model.config.vocab_size:
         raise MinigptError(
             f"beams is {beams!r}, needed a whole number from 1 to the vocabulary's "
             f"{model.config.vocab_size}"
         )
-    number = isinstance(length_penalty, (int, float)) and not isinstance(length_penalty, bool)
-    if not number or not math.isfinite(length_penalty):
-        raise MinigptError(f"length_penalty is {length_penalty!r}, needed a number")
+    if not is_number(length_penalty) or not -STRONGEST <= length_penalty <= STRONGEST:
+        raise MinigptError(
+            f"length_penalty is {length_penalty!r}, needed a number from -{STRONGEST} to "
+            f"{STRONGEST}"
+        )
     row = Row(model, ids, max_new_tokens, Sampler(), 0, stop_tokens)
     prompt, stops = row.window, sorted(row.stop_tokens)
     count = min(max_new_tokens, row.limit - len(prompt) + 1)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.cache_kinds import KINDS, make_cache
+from minigpt.checks import is_model, is_whole, listed
 from minigpt.errors import MinigptError
-from minigpt.generate import evaluating
+from minigpt.generate import IDS, evaluating
 from minigpt.model import GPT
 
 Kind = str | tuple[str, Mapping[str, int]]
@@ -117,6 +118,8 @@ def compare_caches(
     Raises:
         MinigptError: for a text too short or too long, or an unknown kind or setting.
     """
+    is_model(model)
+    ids = listed(ids, "the text", IDS)
     T, limit = len(ids), model.config.n_positions
     if not 3 <= T <= limit:
         raise MinigptError(f"the text to compare on has {T} tokens, needed 3 to {limit}")
@@ -126,10 +129,16 @@ def compare_caches(
             f"prompt is {prompt!r}, needed 1 to {T - 2} of the text's {T} tokens, so that two are "
             f"left to decode"
         )
-    pairs = [(kind, {}) if isinstance(kind, str) else (kind[0], dict(kind[1])) for kind in kinds]
+    pairs = [_pair(kind) for kind in listed(kinds, "kinds")]
     for name, settings in pairs:  # refuse before any work is done
         make_cache(name, model.cache_spec, 1, 1, **settings)
-    tokens = torch.tensor([list(ids)], device=model.device)
+    for token in ids:
+        if not is_whole(token) or not 0 <= token < model.config.vocab_size:
+            raise MinigptError(
+                f"the text holds {token!r}, needed whole numbers from 0 to "
+                f"{model.config.vocab_size - 1}"
+            )
+    tokens = torch.tensor([ids], device=model.device)
     with evaluating(model):
         want = model(tokens)[0, prompt:]  # (decoded, V)
         static = model.new_cache(max_length=T).nbytes
@@ -171,3 +180,14 @@ def compare_caches(
 def _loss(logits: Tensor, tokens: Tensor) -> float:
     """Mean nats per token: logits (T, V) against the tokens that come next, of (T,)."""
     return float(F.cross_entropy(logits[:-1].float(), tokens[1:]))
+
+
+def _pair(kind: Kind) -> tuple[str, dict[str, int]]:
+    """A kind's name and its settings."""
+    try:
+        name, settings = (kind, {}) if isinstance(kind, str) else kind
+        return name, dict(settings)
+    except (TypeError, ValueError):
+        raise MinigptError(
+            f"one of the kinds is {kind!r}, needed a name, or a pair of a name and its settings"
+        ) from None

@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minigpt import weights
 from minigpt.aside import aside, flush, locked, move
 from minigpt.cache import KVCache
 from minigpt.cache_kinds import NOT_SETTINGS
 from minigpt.cache_lossy import QuantizedCache, WindowCache
+from minigpt.checks import is_model, is_whole, path_of
 from minigpt.errors import MinigptError
 from minigpt.fingerprint import checksum, fingerprint
 
@@ -47,7 +49,7 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
         MinigptError: for a cache that no model of ours made, or when the file cannot be written;
             an old file there survives.
     """
-    path = Path(path)
+    path = path_of(path)
     if cache.model is None:
         raise MinigptError(
             f"{cache!r} does not know which model its keys and values are from: save one that was "
@@ -83,8 +85,8 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
                 move(new, path)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
-            f"the cache could not be written to {path} ({error}): a file already there is still "
-            f"whole, so make room or choose another place"
+            f"the cache could not be written to {path} ({weights.reason(error)}): a file already "
+            f"there is still whole, so make room or choose another place"
         ) from error
 
 
@@ -103,12 +105,32 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
         MinigptError: when the file is missing, damaged, no cache, or another model's; or the cache
             does not fit in memory.
     """
-    found, tensors = _read(Path(path))
+    is_model(model)
+    path = path_of(path)
+    found, tensors = _read(path)
+    try:
+        return _restored(path, model, max_length, found, tensors)
+    except MinigptError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise MinigptError(
+            f"{path} holds something else than a cache of this model ({weights.reason(error)}): "
+            f"save the cache again"
+        ) from error
+
+
+def _restored(
+    path: Path, model: GPT, max_length: int | None, found: dict[str, Any],
+    tensors: dict[str, Tensor],
+) -> KVCache:  # fmt: skip
+    """The cache; whoever forges a file, checksum and all, may get any exception for it."""
     here = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "numerics": model.numerics,
     }
+    if not all(str(found[name]).isprintable() for name in here) or type(found["notes"]) is not dict:
+        raise ValueError("it does not say what it was made with")
     for name, value in here.items():
         if found[name] != value:
             raise MinigptError(
@@ -121,6 +143,8 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
             f"not those of this one: load that model, or prefill again"
         )
     lengths = found["lengths"]
+    if not all(is_whole(length) and length >= 0 for length in lengths):
+        raise ValueError(f"lengths are {lengths!r}")
     room = found["capacity"] if max_length is None else max_length
     cache = model.new_cache(len(lengths), room, found["kind"], **found["settings"])
     if cache.capacity < max(lengths):
@@ -132,7 +156,16 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
     with torch.no_grad():
         _fill(cache, found, {name: tensor.to(model.device) for name, tensor in tensors.items()})
     cache._lengths = lengths
-    cache._tokens = None if tokens is None else [row.tolist() for row in tokens.split(lengths)]
+    if _described(_held(cache)) != _described(tensors):  # a wrong shape may fit by broadcasting
+        raise ValueError("its tensors are of other shapes")
+    cache._tokens = None
+    if tokens is not None:
+        if (
+            tokens.dtype != torch.int64
+            or ((tokens < 0) | (tokens >= model.config.vocab_size)).any()
+        ):
+            raise ValueError("its tokens are not this model's")
+        cache._tokens = [row.tolist() for row in tokens.split(lengths)]
     return cache
 
 
@@ -172,6 +205,14 @@ def _fill(cache: KVCache, found: dict[str, Any], tensors: dict[str, Tensor]) -> 
         for name, to in zip(_QUANTIZED, cache._tensors, strict=True):
             to[:, :, :, : tensors[name].shape[3]] = tensors[name]
     elif isinstance(cache, WindowCache):
+        held = [len(positions) for positions in found["positions"]]
+        for positions, length in zip(found["positions"], found["lengths"], strict=True):
+            if positions != sorted({*range(length)} & {*positions}):
+                raise ValueError(f"positions are {positions}")
+        spec = cache.spec
+        shape = (2, cache.batch_size, spec.n_kv_head, max(held), spec.head_dim)
+        if _described(tensors) != {f"layer.{n}": (spec.dtype, shape) for n in range(spec.n_layer)}:
+            raise ValueError("its tensors are of other shapes")
         cache._data = [tensors[f"layer.{n}"].clone() for n in range(cache.spec.n_layer)]
         cache.positions[:] = found["positions"]
     elif max(found["lengths"]) > 0:
@@ -183,18 +224,24 @@ def _fill(cache: KVCache, found: dict[str, Any], tensors: dict[str, Tensor]) -> 
             cache.truncate(found["lengths"])
 
 
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> Any:
     """The file, mapped; safetensors checks its size against what its header says."""
     try:
+        weights.check_header(path)
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
         raise MinigptError(f"{path} does not exist, needed a file that holds a cache") from error
     except (SafetensorError, OSError) as error:
         raise MinigptError(
-            f"{path} is not a whole safetensors file ({error}): save the cache again"
+            f"{path} is not a whole safetensors file ({weights.reason(error)}): save the "
+            f"cache again"
         ) from error
 
 
@@ -204,7 +251,7 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
     text = metadata.get("about", "{}")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise MinigptError(
@@ -213,7 +260,7 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
         )
     if found.get("version") != VERSION:
         raise MinigptError(
-            f"{path} holds a cache in version {found.get('version')} of the format, needed "
+            f"{path} holds a cache in version {found.get('version')!r} of the format, needed "
             f"{VERSION}: prefill again"
         )
     return found, text, metadata.get("checksum", "")

@@ -24,7 +24,7 @@ def make_cache(
     Raises:
         MinigptError: for an unknown kind, a setting that it does not have, or sizes out of range.
     """
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise MinigptError(f"cache kind is {kind!r}, needed one of {', '.join(KINDS)}")
     known = [name for name in inspect.signature(KINDS[kind]).parameters if name not in NOT_SETTINGS]
     for name in settings:

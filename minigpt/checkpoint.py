@@ -24,12 +24,14 @@ from torch import Tensor
 
 from minigpt import weights
 from minigpt.aside import STAGING, flush, move
+from minigpt.checks import is_number, is_whole, plain_file
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.recipes import TrainConfig, configure, differences
 
 STATE = "state.json"
 TENSORS = "training.safetensors"
+LARGEST_STATE = 2**20  # bytes
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -44,6 +46,19 @@ class State:
     seconds: float = 0.0  # spent training
     source: str = ""  # a fingerprint of the data
     scaler: dict[str, Any] = field(default_factory=dict)  # of float16's gradients
+
+    def check(self, steps: int) -> None:
+        """Refuse what no run of so many steps can have saved: a file may hold anything."""
+        counts = (self.step, self.best_step)
+        numbers = (self.best or 0, self.average or 0, self.seconds)
+        if not (
+            all(is_whole(count) and 0 <= count <= steps for count in counts)
+            and all(map(is_number, numbers))
+            and isinstance(self.source, str)
+            and isinstance(self.scaler, dict)
+            and all(map(is_number, self.scaler.values()))
+        ):
+            raise MinigptError("its state is not a run's")
 
 
 def save(
@@ -86,7 +101,7 @@ def save(
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "
-            f"({error}): those already there are whole, so make room and resume"
+            f"({weights.reason(error)}): those already there are whole, so make room and resume"
         ) from error
     finally:
         if staging is not None:
@@ -111,14 +126,19 @@ def load(path: Path, config: TrainConfig) -> tuple[State, dict[str, Tensor], dic
             that differ are named.
     """
     try:
+        plain_file(path / STATE, LARGEST_STATE)
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
         before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
         state = State(**content)
+        state.check(before.steps)
+        weights.check_header(path / TENSORS)
         moments = load_file(path / TENSORS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
+    ) as error:  # fmt: skip
         raise MinigptError(
-            f"{path} is not a whole checkpoint of a training run ({error}): delete it, and the "
-            f"one before it counts"
+            f"{path} is not a whole checkpoint of a training run ({weights.reason(error)}): delete "
+            f"it, and the one before it counts"
         ) from error
     changed = differences(before, config)
     if changed:

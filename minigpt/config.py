@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from minigpt.checks import is_number
 from minigpt.errors import MinigptError
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require_size(name: str, value: object) -> None:
@@ -75,11 +72,11 @@ class GPTConfig:
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0.0 <= value < 1.0:
+            if not is_number(value) or not 0.0 <= value < 1.0:
                 raise MinigptError(f"{name} is {value!r}, needed a probability in [0, 1)")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0.0 < value < float("inf"):
+            if not is_number(value) or not 0.0 < value < float("inf"):
                 raise MinigptError(f"{name} is {value!r}, needed a positive number")
         if self.eos_token_id is not None and type(self.eos_token_id) is not int:
             raise MinigptError(f"eos_token_id is {self.eos_token_id!r}, needed a token or None")
@@ -110,7 +107,7 @@ class GPTConfig:
         Raises:
             MinigptError: for a name that is not in `PRESETS`.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise MinigptError(f"no preset is called {name!r}, needed one of {', '.join(PRESETS)}")
         return replace(PRESETS[name], **changes)
 
@@ -124,6 +121,10 @@ class GPTConfig:
             MinigptError: for another model family, or a key that would change the mathematics in a
                 way this code does not implement; the key is named.
         """
+        if not isinstance(config, Mapping):
+            raise MinigptError(
+                f"the configuration is {config!r}, needed the content of a config.json"
+            )
         family = config.get("model_type", "gpt2")
         if family not in ("gpt2", "minigpt"):
             raise MinigptError(

@@ -233,14 +233,14 @@ def _story_count(source: str | Path) -> int | None:
 
 
 def _files(source: Path) -> list[Path]:
-    if source.is_dir():
+    if os.path.isdir(source):  # rather than source.is_dir(), which fails for a long name
         inside = (path for path in sorted(source.rglob("*")) if path.is_file())
         return [
             path
             for path in inside
             if not any(part.startswith(".") for part in path.relative_to(source).parts)
         ]
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise MinigptError(
             f"there is no file or folder {source}, needed a text file, a .jsonl file or a folder "
             f"of them: correct the path"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.cache import KEY_BLOCK, KVCache
-from minigpt.checks import is_whole, listed
+from minigpt.checks import is_model, is_whole, listed
 from minigpt.errors import MinigptError
 from minigpt.model import GPT
 from minigpt.sampling import Sampler, TokenLogProb, log_probabilities
@@ -165,6 +165,7 @@ class Row:
         policy: str = "stop",
         top_log_probabilities: int | None = None,
     ) -> None:
+        is_model(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         if type(max_new_tokens) is not int or max_new_tokens < 0:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.aside import locked
+from minigpt.checks import path_of
 from minigpt.errors import MinigptError
 from minigpt.weights import CONFIG, INDEX, WEIGHTS, sha256
 
@@ -65,12 +66,12 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
             whose checksum is known and wrong.
     """
     weights_dir = WEIGHTS_DIR if weights_dir is None else weights_dir
-    name, path = str(source), Path(os.path.expanduser(source))
-    if name and path.is_dir():
+    name, path = str(source), Path(os.path.expanduser(path_of(source)))
+    if name and os.path.isdir(path):  # rather than path.is_dir(), which fails for a long name
         return path
-    if name and "/" not in name and (weights_dir / name).is_dir():
+    if name and "/" not in name and os.path.isdir(weights_dir / name):
         return weights_dir / name
-    if path.is_file():
+    if os.path.isfile(path):
         raise MinigptError(f"{source} is a file, needed the directory that holds it: {path.parent}")
     is_path = isinstance(source, Path) or not name or name[0] in "./~" or "\\" in name
     if is_path or name.count("/") > 1 or path.parent == weights_dir:
@@ -160,7 +161,8 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             f"there is no model {name!r} to download, needed one of {', '.join(PINNED)}: "
             f"others load by their hub id, as in GPT.from_pretrained('owner/model')"
         )
-    pin, folder, partial = PINNED[name], weights_dir / name, weights_dir / f".{name}.partial"
+    pin, weights_dir = PINNED[name], path_of(weights_dir)
+    folder, partial = weights_dir / name, weights_dir / f".{name}.partial"
     if WEIGHTS not in _missing(folder) and (found := _difference(folder / WEIGHTS, pin)):
         raise MinigptError(
             f"{folder / WEIGHTS} is not the published one ({found}): move it away, if it is worth "

@@ -7,6 +7,7 @@ of that kind on torch's "meta" device, whose tensors have sizes and no memory.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from minigpt import hub, weights
 from minigpt.cache import CacheSpec, KVCache
 from minigpt.cache_kinds import KINDS, make_cache
+from minigpt.checks import is_whole, path_of
 from minigpt.config import PRESETS, GPTConfig
 from minigpt.errors import MinigptError
 
@@ -118,6 +120,7 @@ def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> In
     for name, value in (("batch", batch), ("memory", memory)):
         if type(value) is not int or value < 1:
             raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
+    path_of(source)  # or it is refused
     config, dtype = _shape(str(source))
     parameters = dict.fromkeys(PARTS.values(), 0)
     for name, shape in weights.expected_shapes(config).items():
@@ -152,6 +155,11 @@ def cache_bytes(
     Raises:
         MinigptError: for an unknown kind or setting, or a length beyond the context.
     """
+    if not is_whole(length) or not 0 <= length <= config.n_positions:
+        raise MinigptError(
+            f"length is {length!r}, needed a whole number from 0 to the context's "
+            f"{config.n_positions}"
+        )
     one_layer = replace(config, n_layer=1)  # every layer takes the same
     cache = _empty_cache(one_layer, kind, dtype, **settings)
     new = torch.empty(1, config.kv_heads, length, config.head_dim, dtype=dtype, device="meta")
@@ -173,7 +181,8 @@ def parse_size(text: str) -> int:
     Raises:
         MinigptError: for anything else.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    pattern = r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?"
+    match = re.fullmatch(pattern, text.strip().upper()) if isinstance(text, str) else None
     size = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
         raise MinigptError(
@@ -184,7 +193,7 @@ def parse_size(text: str) -> int:
 
 def _shape(source: str) -> tuple[GPTConfig, torch.dtype]:
     preset = source.removeprefix("random:")
-    here = Path(source).is_dir() or (hub.WEIGHTS_DIR / source).is_dir()
+    here = os.path.isdir(source) or os.path.isdir(hub.WEIGHTS_DIR / source)
     if preset != source or (preset in PRESETS and not here):
         return GPTConfig.preset(preset), torch.float32
     return weights.read_config(hub.resolve(source))

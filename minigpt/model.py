@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minigpt import weights as checkpoint
 from minigpt.cache import CacheSpec, KVCache, LayerCache, NoCache
 from minigpt.cache_kinds import make_cache
+from minigpt.checks import device_named
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.numerics import Packed, RowOps, row_ops
@@ -143,10 +144,19 @@ class GPT(nn.Module):
         config: the shape.
         numerics: "exact" for bits that do not depend on how the work was cut, "fast" for whatever
             is quickest; None: exact in evaluation mode, fast in training.
+
+    Raises:
+        MinigptError: for a model that does not fit in memory.
     """
 
     def __init__(self, config: GPTConfig, numerics: str | None = None) -> None:
         super().__init__()
+        if not isinstance(config, GPTConfig):
+            raise MinigptError(
+                f"config is {config!r}, needed a GPTConfig: a trained model comes from "
+                f"GPT.from_pretrained()"
+            )
+        checkpoint.refuse_beyond_memory(config)
         self.config = config
         self.wte = embedding(config.vocab_size, config.n_embd)  # tokens
         self.wpe = embedding(config.n_positions, config.n_embd)  # positions
@@ -207,6 +217,8 @@ class GPT(nn.Module):
                     f"positions: pass at most {self.config.n_positions}"
                 )
             yield
+        elif not isinstance(cache, KVCache):
+            raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
         else:
             with torch.no_grad(), cache.extend(self.cache_spec, batch_size, count, tokens):
                 yield
@@ -322,13 +334,14 @@ class GPT(nn.Module):
         Args:
             source: a directory with `config.json` and safetensors, or a name on the hub.
             dtype: float32, float16 or bfloat16; None: what the file has.
-            device: where the weights go.
+            device: where the weights go: "cpu", "cuda", ...
             numerics: "exact" or "fast"; None: exact in evaluation mode, fast in training.
             weights: "int8" for a quarter of the bytes and other logits, see `int8.py`; None: as
                 they are.
 
         Raises:
-            MinigptError: when the checkpoint is missing, damaged or not a GPT-2.
+            MinigptError: when the checkpoint is missing, damaged or not a GPT-2, or there is no
+                such device.
         """
         from minigpt import hub, int8
 
@@ -337,6 +350,7 @@ class GPT(nn.Module):
             raise MinigptError(
                 f"weights is {weights!r}, needed 'int8', or None for those there are"
             )
+        device = device_named(device)
         config, tensors = checkpoint.load(hub.resolve(source), dtype)
         with torch.device("meta"):
             model = cls(config, numerics)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from minigpt.checks import is_number, path_of
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
 from minigpt.tasks import TASKS, Task
@@ -155,13 +156,15 @@ def configure(base: TrainConfig, changes: Mapping[str, Any], where: str) -> Trai
     Raises:
         MinigptError: for a name that is no field, or a value that is out of range.
     """
+    if not isinstance(changes, Mapping):
+        raise MinigptError(f"{where} sets {changes!r}, needed names and values")
     names = [f.name for f in fields(TrainConfig)]
     unknown = [name for name in changes if name not in names]
     if unknown:
         raise MinigptError(f"{where} sets {unknown[0]!r}, needed one of {', '.join(names)}")
     floats = {f.name for f in fields(TrainConfig) if f.type == "float"}
     exact: dict[str, Any] = {
-        name: float(value) if name in floats and type(value) is int else value
+        name: float(value) if name in floats and type(value) is int and is_number(value) else value
         for name, value in changes.items()
     }  # so that 1 and 1.0, written in a file, are the same
     return replace(base, **exact)
@@ -182,7 +185,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         import tomllib
 
         try:
-            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            return tomllib.loads(path_of(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise MinigptError(
                 f"{path} cannot be read as TOML ({error}): write lines such as steps = 100"
@@ -195,7 +198,7 @@ def preset(name: str) -> TrainConfig:
     Raises:
         MinigptError: for a name that is not in `PRESETS`.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise MinigptError(f"no recipe is called {name!r}, needed one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
@@ -204,8 +207,13 @@ def _check_type(name: str, value: object, kind: str) -> None:
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)
     }  # fmt: skip
-    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
+    right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not right or (kind in ("int", "float") and not is_number(value)):
         raise MinigptError(f"{name} is {value!r}, needed a {kind}")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:  # half of a character, which train.toml cannot hold
+        raise MinigptError(f"{name} is {value!r}, needed whole characters") from None
 
 
 def _for_task(task: Task) -> TrainConfig:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minigpt.checks import is_number
 from minigpt.errors import MinigptError
 
 
@@ -148,7 +149,7 @@ class Sampler:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise MinigptError(
                 f"temperature is {self.temperature!r}, needed 0 (greedy) or a positive number"
             )
@@ -156,18 +157,18 @@ class Sampler:
             not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
         ):
             raise MinigptError(f"top_k is {self.top_k!r}, needed a whole number of at least 1")
-        if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
+        if self.top_p is not None and (not is_number(self.top_p) or not 0 < self.top_p <= 1):
             raise MinigptError(f"top_p is {self.top_p!r}, needed a probability in (0, 1]")
-        if self.min_p is not None and (not _is_number(self.min_p) or not 0 <= self.min_p <= 1):
+        if self.min_p is not None and (not is_number(self.min_p) or not 0 <= self.min_p <= 1):
             raise MinigptError(f"min_p is {self.min_p!r}, needed a fraction in [0, 1]")
         penalty = self.repetition_penalty
-        if not _is_number(penalty) or not 0 < penalty < math.inf:
+        if not is_number(penalty) or not 0 < penalty < math.inf:
             raise MinigptError(
                 f"repetition_penalty is {penalty!r}, needed a positive number (1 changes nothing)"
             )
         for name in ("presence_penalty", "frequency_penalty"):
             penalty = getattr(self, name)
-            if not _is_number(penalty) or not -2 <= penalty <= 2:
+            if not is_number(penalty) or not -2 <= penalty <= 2:
                 raise MinigptError(
                     f"{name} is {penalty!r}, needed a number in [-2, 2] (0 changes nothing)"
                 )
@@ -176,7 +177,7 @@ class Sampler:
                 f"logit_bias is a {type(self.logit_bias).__name__}, needed a dict of token: bias"
             )
         for token, bias in self.logit_bias.items():
-            if type(token) is not int or not _is_number(bias) or math.isnan(bias):
+            if type(token) is not int or not is_number(bias) or math.isnan(bias):
                 raise MinigptError(
                     f"logit_bias has {token!r}: {bias!r}, needed a token's id and a number (-inf "
                     f"to ban it, inf to force it)"
@@ -234,7 +235,7 @@ class Sampler:
 
     def _prefer(self, logits: Tensor, history: Sequence[int]) -> Tensor:
         """What greedy honours as well, the bias and the penalties: (V,) -> (V,)."""
-        self.check(len(logits))
+        self.check(_width(logits))
         logits = _numbers(logits)
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         if not self.logit_bias and penalties == (1, 0, 0):
@@ -286,7 +287,7 @@ def log_probabilities(logits: Tensor, token: int, top_n: int = 0) -> TokenLogPro
     Raises:
         MinigptError: for a token or `top_n` beyond the vocabulary, or logits that hold NaN.
     """
-    vocab_size = len(logits)
+    vocab_size = _width(logits)
     if type(token) is not int or not 0 <= token < vocab_size:
         raise MinigptError(f"token is {token!r}, needed a whole number from 0 to {vocab_size - 1}")
     if type(top_n) is not int or not 0 <= top_n <= vocab_size:
@@ -301,6 +302,14 @@ def log_probabilities(logits: Tensor, token: int, top_n: int = 0) -> TokenLogPro
     return TokenLogProb(token, float(scores[token]), tuple((t, float(scores[t])) for t in top))
 
 
+def _width(logits: Tensor) -> int:
+    """V, of logits (V,)."""
+    if not isinstance(logits, Tensor) or logits.ndim != 1 or not len(logits):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MinigptError(f"the logits are {found}, needed a tensor (V,): those of one position")
+    return len(logits)
+
+
 def _numbers(logits: Tensor) -> Tensor:
     """Logits as float32 on the CPU; refused when they cannot be a distribution."""
     logits = logits.detach().float().cpu()
@@ -311,7 +320,3 @@ def _numbers(logits: Tensor) -> Tensor:
             f"overflows; try dtype float32"
         )
     return logits
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minigpt.checks import is_model, is_number
 from minigpt.errors import MinigptError
 from minigpt.generate import evaluating
 from minigpt.model import GPT
@@ -48,7 +49,7 @@ class Score:
         Raises:
             MinigptError: for a text without bytes.
         """
-        if type(n_bytes) is not int or n_bytes < 1:
+        if not is_number(n_bytes) or type(n_bytes) is not int or n_bytes < 1:
             raise MinigptError(f"n_bytes is {n_bytes!r}, needed a whole number of at least 1")
         return -self.log_probabilities.double().sum().item() / math.log(2) / n_bytes
 
@@ -82,6 +83,7 @@ def score(
         MinigptError: for arguments out of range, before any work is done; and for a model that
             gives NaN.
     """
+    is_model(model)
     context = model.config.n_positions
     stride = max(1, context // 2) if stride is None else stride
     if type(stride) is not int or not 1 <= stride < context:

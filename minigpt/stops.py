@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minigpt.checks import listed
 from minigpt.errors import MinigptError
 
 
@@ -30,6 +31,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
             raise MinigptError("stops is one str, needed several: pass a list of strings")
+        stops = listed(stops, "stops", "a list of strings")
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise MinigptError(f"a stop is {stop!r}, needed a str of at least one character")
@@ -44,6 +46,8 @@ class StopStrings:
             What is safe to show, possibly "", and whether the text has ended; what comes after is
             ignored.
         """
+        if not isinstance(piece, str):
+            raise MinigptError(f"a piece of the text is {piece!r}, needed a str")
         if self.found is not None:
             return "", True
         text = self._held + piece

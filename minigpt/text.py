@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from minigpt.errors import MinigptError
 from minigpt.generate import Generation, TokenStream, stream
 from minigpt.model import GPT
 from minigpt.stops import StopStrings
@@ -22,6 +23,8 @@ class TextStream(Iterator[str]):
         self, model: GPT, tokenizer: Tokenizer, prompt: str | Sequence[int], stop: Sequence[str],
         settings: dict[str, Any],
     ) -> None:  # fmt: skip
+        if not isinstance(tokenizer, Tokenizer):
+            raise MinigptError(f"the tokenizer is {tokenizer!r}, needed a minigpt.Tokenizer")
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         self._stops = StopStrings([stop] if isinstance(stop, str) else stop)
         self._decoder = StreamDecoder(tokenizer)

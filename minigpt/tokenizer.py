@@ -11,6 +11,7 @@ import codecs
 import hashlib
 import json
 import operator
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -18,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.aside import aside, flush, move
+from minigpt.checks import is_whole, listed, path_of, plain_file
 from minigpt.errors import MinigptError
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LONGEST_GAP = 900_000  # characters; tiktoken's regex engine panics on 999,999 white spaces in a row
+LONGEST_SPECIALS = 2**16  # characters; tiktoken takes 300 bytes of memory for each
+LARGEST = 2**20  # tokens to learn
+LARGEST_FILE = 2**25  # bytes of a vocabulary: GPT-2's has 1 MB
 END_OF_TEXT = "<|endoftext|>"
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 GPT2_VOCAB_SIZE = 50257
@@ -55,6 +60,7 @@ class Tokenizer:
     def __init__(self, ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
         import tiktoken  # here rather than above, so that `import minigpt` stays cheap
 
+        _check_vocabulary(ids, specials)
         self._ranks = {token: rank for rank, token in enumerate(ids)}
         self._specials = dict(specials)
         # tiktoken takes a token's id for its merge priority. Ours may be anything, so it gets the
@@ -87,7 +93,7 @@ class Tokenizer:
         from minigpt.hub import WEIGHTS_DIR, resolve
 
         name = str(source).removeprefix("openai-community/")
-        if name not in GPT2_NAMES or Path(source).is_dir():
+        if name not in GPT2_NAMES or os.path.isdir(source):
             return cls._from_directory(resolve(source))
         if (WEIGHTS_DIR / name).is_dir():  # downloaded before
             return cls._from_directory(WEIGHTS_DIR / name)
@@ -137,7 +143,7 @@ class Tokenizer:
         try:
             model, added = content["model"], content["added_tokens"]
             vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
-            merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+            merges = [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
             byte_level = content["pre_tokenizer"]["type"] == "ByteLevel"
         except (KeyError, TypeError):
             byte_level = False
@@ -156,16 +162,19 @@ class Tokenizer:
 
         What neither bytes nor merges make is a special token.
         """
+        if not all(type(text) is str for text in vocab):
+            raise MinigptError(f"the vocabulary of {where} has tokens that are no text")
         if any(type(i) is not int or i < 0 for i in vocab.values()):
             raise MinigptError(f"the vocabulary of {where} has ids that are not whole numbers >= 0")
         if len(set(vocab.values())) < len(vocab):
             raise MinigptError(f"the vocabulary of {where} gives one id to two tokens")
         made = dict.fromkeys(sorted(BYTES))  # a set that keeps its order
         for number, pair in enumerate(merges, start=1):
-            if len(pair) != 2 or not all(part in made for part in pair) or "".join(pair) in made:
+            known = all(type(part) is str and part in made for part in pair)
+            if len(pair) != 2 or not known or "".join(pair) in made:
                 raise MinigptError(
-                    f"merge {number} of {where} is {' '.join(pair)!r}, needed two tokens that come "
-                    f"earlier and together are new: get merges.txt again"
+                    f"merge {number} of {where} is {' '.join(map(str, pair))!r}, needed two tokens "
+                    f"that come earlier and together are new: get merges.txt again"
                 )
             made["".join(pair)] = None
         specials = {text: i for text, i in vocab.items() if text not in made}
@@ -227,7 +236,12 @@ class Tokenizer:
             ) from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `vocab.json` and `merges.txt`, as GPT-2 has them, into `directory`."""
+        """Write `vocab.json` and `merges.txt`, as GPT-2 has them, into `directory`.
+
+        Raises:
+            MinigptError: when they cannot be written.
+        """
+        directory = path_of(directory)
         vocab = {_symbols(token): self._ids[rank] for token, rank in self._ranks.items()}
         vocab |= self._specials
         pairs = (_halves(token, self._ranks) for token in self._ranks if len(token) > 1)
@@ -259,7 +273,10 @@ class CharTokenizer(Tokenizer):
     """
 
     def __init__(self, characters: Iterable[str]) -> None:
-        alphabet = dict.fromkeys(_check_text("".join(characters)))
+        given = listed(characters, "the vocabulary", "characters")
+        if not all(isinstance(text, str) for text in given):
+            raise MinigptError(f"the vocabulary is {characters!r}, needed characters")
+        alphabet = dict.fromkeys(_check_text("".join(given)))
         if not alphabet:
             raise MinigptError("the vocabulary is empty, needed at least one character")
         self._id_of = {character: i for i, character in enumerate(alphabet)}
@@ -288,6 +305,7 @@ class CharTokenizer(Tokenizer):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `tokenizer.json` (and who reads it, for transformers' AutoTokenizer)."""
+        directory = path_of(directory)
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added = {"id": self.eot_token, "content": END_OF_TEXT, **flags, "special": True}
         content = {
@@ -377,8 +395,13 @@ def train_bpe(
         raise MinigptError(
             "training a tokenizer needs the tokenizers library: pip install 'minigpt[train]'"
         ) from error
-    if isinstance(texts, str):
-        raise MinigptError("texts is one str, needed several: pass a list of texts")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise MinigptError(
+            f"texts is one {type(texts).__name__}, needed several: pass a list of texts"
+        )
+    specials = [_check_text(text) for text in listed(specials, "specials", "a list of texts")]
+    if not is_whole(vocab_size) or vocab_size > LARGEST:
+        raise MinigptError(f"vocab_size is {vocab_size!r}, needed a whole number up to {LARGEST}")
     if vocab_size < 256 + len(specials):
         raise MinigptError(
             f"vocab_size is {vocab_size}, needed at least {256 + len(specials)}: 256 bytes and "
@@ -401,6 +424,23 @@ def train_bpe(
         content["added_tokens"].append({"content": text, "id": len(vocab)})
         vocab[text] = len(vocab)
     return Tokenizer._from_tokenizer_json(content, "the trained vocabulary")
+
+
+def _check_vocabulary(ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
+    """Refuse what is no vocabulary: tokens are bytes, specials text, ids whole numbers from 0."""
+    right = isinstance(ids, Mapping) and isinstance(specials, Mapping) and len(ids) > 0
+    right = right and all(type(token) is bytes and token for token in ids)
+    if not right or not all(is_whole(i) and i >= 0 for i in (*ids.values(), *specials.values())):
+        raise MinigptError(
+            "a vocabulary is something else than two dicts, needed ids from 0 on, by the bytes of "
+            "each token and by the text of each special one"
+        )
+    length = sum(len(_check_text(text)) for text in specials)
+    if length > LONGEST_SPECIALS:
+        raise MinigptError(
+            f"the special tokens have {length} characters together, needed at most "
+            f"{LONGEST_SPECIALS}: they are searched for all at once"
+        )
 
 
 def _symbols(token: bytes) -> str:
@@ -432,6 +472,7 @@ def _check_text(text: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
+        plain_file(path, LARGEST_FILE)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MinigptError(f"{path} cannot be read ({error}): get the file again") from error
@@ -440,15 +481,24 @@ def _read_text(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise MinigptError(f"{path} is not a JSON object ({error}): get the file again") from error
+    if not isinstance(found, dict):
+        raise MinigptError(f"{path} is not a JSON object: get the file again")
+    return found
 
 
 def _write_text(path: Path, text: str) -> None:
     """Put `text` at `path` in one step, so that a crash never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path.parent) as staging:
-        (staging / path.name).write_text(text, encoding="utf-8", newline="\n")
-        flush(staging / path.name)
-        move(staging / path.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside(path.parent) as staging:
+            (staging / path.name).write_text(text, encoding="utf-8", newline="\n")
+            flush(staging / path.name)
+            move(staging / path.name, path)
+    except OSError as error:
+        raise MinigptError(
+            f"the tokenizer could not be written to {path} ({error}): make room or choose another "
+            f"directory"
+        ) from error

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.aside import move
 from minigpt.cache import KVCache
 from minigpt.checks import whole
 from minigpt.config import GPTConfig
@@ -29,7 +30,6 @@ from minigpt.generate import Row, evaluating, sampler_settings
 from minigpt.model import GPT
 from minigpt.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.tokenizer import Tokenizer
-from minigpt.aside import move
 
 TEMPLATE = Path(__file__).with_name("trace.html")
 SLOT = "{{trace}}"  # where the JSON goes

@@ -187,6 +187,7 @@ class Run:
         lora.freeze(model, filter(None, config.freeze.split(",")))
         if stored:
             in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}
+            self._check_restored(found, {**stored, **in_model}, moments)
             model.load_state_dict({**stored, **in_model}, strict=False)
         model.train().numerics = "fast"
         for module in model.modules():
@@ -207,13 +208,31 @@ class Run:
             enabled=config.precision != "float32",
         )  # fmt: skip
         if self.state.scaler:
-            self.scaler.load_state_dict(self.state.scaler)
+            try:
+                self.scaler.load_state_dict(self.state.scaler)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise _not_of_this_run(found, f"scaler: {error}") from error
         for name, parameter in self.trained().items():
             for key in ("step", "exp_avg", "exp_avg_sq") if moments else ():
                 value = moments[f"{name}.adam.{key}"]
                 self.optimizer.state[parameter][key] = (
                     value.to(processes.device) if key == "step" else like(value, parameter)
                 )
+
+    def _check_restored(
+        self, found: Path | None, weights: dict[str, Tensor], moments: dict[str, Tensor]
+    ) -> None:
+        """Refuse tensors of other names or shapes than this run saved, before any is used."""
+        model = dict(self.model.state_dict())
+        for name, tensor in weights.items():
+            if name not in model or model[name].shape != tensor.shape:
+                raise _not_of_this_run(found, name)
+        for name, parameter in self.trained().items() if moments else ():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                tensor = moments.get(f"{name}.adam.{key}", torch.empty(0, dtype=torch.bool))
+                shape = () if key == "step" else parameter.shape
+                if tensor.shape != shape or tensor.dtype != torch.float32:
+                    raise _not_of_this_run(found, f"{name}.adam.{key}")
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -312,6 +331,13 @@ class Run:
         with uncompiled():
             text = generate(self.model, prompt, count, temperature=0.8, seed=self.state.step)
         return self.source.tokenizer.decode([*prompt, *text.tokens])
+
+
+def _not_of_this_run(found: Path | None, what: str) -> MinigptError:
+    return MinigptError(
+        f"{found} does not fit the model of this run ({what}): delete it, and the one before it "
+        f"counts"
+    )
 
 
 def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minigpt.cache import KEY_BLOCK, KVCache
 from minigpt.cache_kinds import LOSSLESS
+from minigpt.checks import is_model
 from minigpt.diagnose import Diagnosis, diagnose
 from minigpt.errors import MinigptError
 from minigpt.generate import evaluating
@@ -149,6 +150,9 @@ def verify(
     Raises:
         MinigptError: when the tokens do not fit the model.
     """
+    is_model(model)
+    if type(seed) is not int:
+        raise MinigptError(f"seed is {seed!r}, needed a whole number")
     rng = random.Random(seed)
     config = model.config
     if ids is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,8 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt.aside import aside, flush, locked, move
+from minigpt.checks import path_of, plain_file
 from minigpt.config import GPTConfig
 from minigpt.errors import MinigptError
+from minigpt.memory import available_memory
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
@@ -34,6 +37,8 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
+_LARGEST_JSON = 2**22  # bytes: GPT-2's config.json has 1 KB, an index 100 for each tensor
+_LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
 _UNFINISHED = (
     "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
 )
@@ -70,6 +75,19 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, C)
     return shapes
+
+
+def refuse_beyond_memory(config: GPTConfig) -> None:
+    """Refuse a new model, in torch's default dtype and device, that would not fit there."""
+    device = torch.get_default_device()
+    free = available_memory(device)
+    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    need = count * torch.get_default_dtype().itemsize
+    if free is not None and need > free:
+        raise MinigptError(
+            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
+            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
+        )
 
 
 def load(
@@ -175,7 +193,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
     Raises:
         MinigptError: for tensors that do not fit, or when the disk is full or read-only.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_shapes("the tensors do not fit the configuration", shapes, expected_shapes(config))
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
@@ -193,7 +211,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
                 _swap(directory, staging, content)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
-            f"the checkpoint could not be written to {directory} ({_reason(error)}): one already "
+            f"the checkpoint could not be written to {directory} ({reason(error)}): one already "
             f"there is still whole, so make room or choose another directory"
         ) from error
 
@@ -276,7 +294,7 @@ def _read_index(directory: Path) -> list[Path]:
 
 
 def _is_inside(directory: Path, name: str) -> bool:
-    if not re.fullmatch(r"[^/\\:\0]+\.safetensors", name):
+    if not re.fullmatch(r"[^/\\:\0]+\.safetensors", name) or not name.isprintable():
         return False
     home = Path(os.path.realpath(directory))
     homes = [home]
@@ -301,6 +319,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
+        plain_file(path, _LARGEST_JSON)
         text = path.read_text(encoding="utf-8")
         return json.loads(text.removeprefix(_UNFINISHED))
     except FileNotFoundError as error:
@@ -309,7 +328,7 @@ def _read_json(path: Path) -> Any:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise MinigptError(
-            f"{path} is not valid JSON ({_reason(error)}): correct it or copy it again"
+            f"{path} is not valid JSON ({reason(error)}): correct it or copy it again"
         ) from error
 
 
@@ -317,12 +336,26 @@ def _read_json(path: Path) -> Any:
 def _opened(file: Path) -> Iterator[Any]:
     """A safetensors file, mapped; its header is checked against its size on opening."""
     try:
+        check_header(file)
         with safe_open(file, framework="pt") as reader:
             yield reader
     except (SafetensorError, OSError) as error:
         raise MinigptError(
-            f"{file} is not a whole safetensors file ({_reason(error)}): copy or download it again"
+            f"{file} is not a whole safetensors file ({reason(error)}): copy or download it again"
         ) from error
+
+
+def check_header(file: Path) -> None:
+    """Refuse what is no plain file, or whose header would take more memory than any model's.
+
+    Raises:
+        OSError: then; safetensors checks the rest.
+    """
+    plain_file(file)
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise OSError(f"its header has {size:,} bytes, needed at most {_LARGEST_HEADER:,}")
 
 
 def _read_tensors(stored: Mapping[str, _Stored], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -449,9 +482,9 @@ def _check_shapes(
 
 def _some(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

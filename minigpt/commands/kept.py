@@ -9,6 +9,7 @@ import torch
 
 from minigpt import cache_file
 from minigpt.cache import KVCache
+from minigpt.checks import is_number
 from minigpt.commands.common import say
 from minigpt.errors import MinigptError
 from minigpt.generate import common_prefix
@@ -37,7 +38,8 @@ def resume(
             f"with {tokenizer.decode(held[shared:][:8])!r}: begin the prompt with the file's text, "
             f"or leave it out to go on from there"
         )
-    seconds = float(cache_file.about(path)["notes"].get("prefill_seconds", 0))
+    noted = cache_file.about(path)["notes"].get("prefill_seconds")
+    seconds = float(noted) if is_number(noted) else 0.0  # the file may be another program's
     before = f"; prefilling took {seconds:.2f} s, so {seconds - took:.2f} s are saved"
     say(f"({len(held)} tokens loaded in {took:.2f} s{before if seconds else ''})")
     return cache, prompt, ids, seconds

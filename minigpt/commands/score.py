@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
+from minigpt.checks import path_of
 from minigpt.commands.common import Subcommands, load, model_options, say
 from minigpt.errors import MinigptError
 from minigpt.score import Score, score
@@ -67,7 +67,7 @@ def read(file: str) -> str:
     """The text of a file, or of standard input; line ends stay as they are."""
     name = "standard input" if file == "-" else file
     try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        content = sys.stdin.buffer.read() if file == "-" else path_of(file).read_bytes()
         text = content.decode("utf-8")
     except OSError as error:
         raise MinigptError(f"{name} cannot be read ({error}): give a text file, or -") from error
