@@ -28,7 +28,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
 	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
 	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
-	@echo '  ARGS="..."              passed on by test, fuzz, bench, toy and the notebooks' two, as in: make test ARGS="-k cache"'
+	@echo '  ARGS="..."              passed on by test, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
 	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
 
 setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv

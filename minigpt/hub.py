@@ -179,7 +179,7 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
 
 
 def _missing(folder: Path) -> list[str]:
-    return [file for file in FILES if not (folder / file).exists()]
+    return [file for file in FILES if not os.path.exists(folder / file)]
 
 
 def _fetch(

@@ -85,13 +85,11 @@ class TestOneModelInSeveralThreads:
         want = exact(text(1, 24))
 
         def work(number):
-            torch.set_num_threads(1 + number)
-            logits = decoded(exact, text(1, 24), exact.new_cache())
-            return logits, torch.get_num_threads()
+            torch.set_num_threads(1 + number)  # a wish: another thread's probe may come between
+            return decoded(exact, text(1, 24), exact.new_cache())
 
-        for number, (logits, count) in enumerate(side_by_side(work, 3)):
+        for logits in side_by_side(work, 3):
             assert torch.equal(logits, want)
-            assert count == 1 + number
 
     def test_draw_the_same_text_as_alone(self, exact, text):
         def write(number):

@@ -308,6 +308,10 @@ def write_without_right(kind: str, directory: Path, told: Path) -> None:
         for path in (directory, *directory.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         if os.geteuid() == 0:  # whom no mode keeps from writing
+            # Nobody may not read root's Python, from which the rest would be imported when needed.
+            import huggingface_hub.file_download
+            import huggingface_hub.hf_api  # noqa: F401
+
             os.setuid(65534)
         try:
             WRITERS[kind][0](directory, 1)
