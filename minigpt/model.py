@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt import weights as checkpoint
@@ -89,8 +90,7 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
-        self.attn_pdrop = config.attn_pdrop
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
         qkv = self.c_attn(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, D)
@@ -98,7 +98,8 @@ class Attention(nn.Module):
         k, v, starts = cache.append(k, v)  # (B, G, S, D): all up to now
         dropout = self.attn_pdrop if self.training else 0.0
         y = self.ops.attention(q, k, v, starts, self.scale, dropout)  # (B, H, T, D)
-        return self.dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # (B, T, C)
+        y = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return F.dropout(y, self.resid_pdrop, self.training)
 
 
 class MLP(nn.Module):
@@ -111,10 +112,11 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, config.inner)
         self.c_proj = Linear(config.inner, config.n_embd)
         self.activation = config.activation_function
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_pdrop = config.resid_pdrop
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.ops.activation(self.c_fc(x), self.activation)))
+        y = self.c_proj(self.ops.activation(self.c_fc(x), self.activation))
+        return F.dropout(y, self.resid_pdrop, self.training)
 
 
 class Block(nn.Module):
@@ -160,7 +162,6 @@ class GPT(nn.Module):
         self.config = config
         self.wte = embedding(config.vocab_size, config.n_embd)  # tokens
         self.wpe = embedding(config.n_positions, config.n_embd)  # positions
-        self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config)
         self.lm_head = Head(config)
@@ -199,7 +200,8 @@ class GPT(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         if cache is not None:  # rows may be of different lengths
             positions = torch.tensor(cache.lengths, device=tokens.device)[:, None] + positions
-        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        x = F.dropout(x, self.config.embd_pdrop, self.training)
         for block, layer_cache in zip(self.h, layer_caches, strict=True):
             x = block(x, layer_cache)
         return self.ln_f(x)
