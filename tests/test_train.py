@@ -20,7 +20,6 @@ from minigpt.recipes import TrainConfig
 from minigpt.sources import Text
 from minigpt.train import CHECKPOINTS, Run, rate, train
 
-BEFORE = signal.getsignal(signal.SIGINT)  # the shell may have set it to be ignored
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, steps=20, batch_size=8, warmup=5,
     learning_rate=1e-2, evaluate_every=10, save_every=10,
@@ -299,6 +298,11 @@ class TestFreezing:
 
 
 class TestAnInterrupt:
+    @pytest.fixture
+    def before(self):
+        """What Ctrl-C does: a shell may have set it to be ignored, an earlier test not to be."""
+        return signal.getsignal(signal.SIGINT)
+
     @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
     def interrupted(self, request, tmp_path):
         """A run into `tmp_path` that is told to stop at its first evaluation, after step 10."""
@@ -315,8 +319,8 @@ class TestAnInterrupt:
         whole, _ = run(tmp_path_factory.mktemp("whole"))
         assert same(resumed, whole)
 
-    def test_leaves_the_signals_as_they_were(self, interrupted):
-        assert signal.getsignal(signal.SIGINT) is BEFORE
+    def test_leaves_the_signals_as_they_were(self, before, interrupted):
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 class TestBadInput:
