@@ -87,6 +87,18 @@ def _untouched_for(directory: Path) -> float:
     return time.time() - max(path.stat().st_mtime for path in (directory, *directory.rglob("*")))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` in one step: a crash leaves the old file or the new one, and no other.
+
+    Raises:
+        OSError: when the directory is missing, or cannot be written.
+    """
+    with aside(path.parent) as staging:
+        (staging / path.name).write_text(text, encoding="utf-8", newline="\n")
+        flush(staging / path.name)
+        move(staging / path.name, path)
+
+
 def move(source: Path, target: Path) -> None:
     """Rename over the target in one step, and wait until the disk has it."""
     os.replace(source, target)

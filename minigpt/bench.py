@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -102,7 +102,6 @@ class Bench:
             raise MinigptError(f"rounds is {self.rounds}, needed at least 1")
         self.model, self.directory, self.quick = model, directory, quick
         self.missing = why_no_transformers(model.config)
-        self.entrants = entrants(model, directory)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.bytes = sum(weight.nbytes for weight in model.parameters())
         limit = model.config.n_positions
@@ -117,6 +116,11 @@ class Bench:
         self.buffer = 2**27 if quick else 2**29  # bytes read to find the limit of reading,
         self.side = 1024 if quick else 3072  # and width of the matrices multiplied for the other
         self._samples: dict[tuple[str, int], Samples] = {}  # which sections share
+
+    @cached_property
+    def entrants(self) -> list[Entrant]:
+        """Who is compared: loaded and converted when a section first asks."""
+        return entrants(self.model, self.directory)
 
     def measure(self, sections: Sequence[str] = SECTIONS) -> Table:
         """Each section is the method of that name."""
@@ -151,7 +155,7 @@ class Bench:
 
     def int8(self) -> Section:
         """A step with 8-bit weights, and in the same turns with those there are."""
-        plain = self.entrants[0]
+        plain = minigpt_entrant(self.model, "fast")
         rivals = [plain, *int8_entrants(self.model, self.directory)]
         tokens, rows = self._tokens(1, self.prompt), []
         runs = {rival.name: partial(rival.decode, tokens, self.steps) for rival in rivals}

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from minigpt.aside import aside, flush, move
+from minigpt.aside import write_text
 from minigpt.checks import is_whole, listed, path_of, plain_file
 from minigpt.errors import MinigptError
 
@@ -490,13 +490,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step, so that a crash never leaves half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path.parent) as staging:
-            (staging / path.name).write_text(text, encoding="utf-8", newline="\n")
-            flush(staging / path.name)
-            move(staging / path.name, path)
+        write_text(path, text)
     except OSError as error:
         raise MinigptError(
             f"the tokenizer could not be written to {path} ({error}): make room or choose another "

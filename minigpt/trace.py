@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.aside import move
+from minigpt.aside import write_text
 from minigpt.cache import KVCache
 from minigpt.checks import whole
 from minigpt.config import GPTConfig
@@ -214,13 +213,8 @@ def write_html(trace: Trace, path: str | Path) -> None:
         content = content.replace(mark, f"\\u{ord(mark):04x}")
     before, after = TEMPLATE.read_text(encoding="utf-8").split(SLOT)
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            aside.write_text(before + content + after, encoding="utf-8", newline="\n")
-            move(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_text(path, before + content + after)
     except OSError as error:
         raise MinigptError(
             f"the trace could not be written to {path} ({error.strerror}): choose another file"

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from minigpt import checkpoint, lora, weights
-from minigpt.aside import aside, locked, move
+from minigpt.aside import locked, write_text
 from minigpt.checkpoint import State
 from minigpt.curves import Log
 from minigpt.data import IGNORED
@@ -292,10 +292,7 @@ class Run:
         try:
             self.source.tokenizer.save_pretrained(self.directory)
             weights.save(self.directory, self.model.config, plain)
-            with aside(self.directory) as staging:
-                toml = staging / "train.toml"
-                toml.write_text(self.config.to_toml(), encoding="utf-8")
-                move(toml, self.directory / toml.name)
+            write_text(self.directory / "train.toml", self.config.to_toml())
         except OSError as error:
             raise MinigptError(
                 f"the best model so far, of step {self.state.step}, could not be written to "

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
+from minigpt.numerics import FastOps
 from minigpt.sampling import Sampler
 
 TOY = Path(__file__).parent.parent / "weights" / "toy"
@@ -86,6 +87,18 @@ def logits_seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(Sampler, "choose", spy)
     return seen
+
+
+@pytest.fixture
+def row_counts_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast numerics that differ for certain: products of fewer than 4 rows are a little larger."""
+    linear = FastOps.linear
+
+    def larger(self, x, weight, bias, packed):  # type: ignore[no-untyped-def]
+        y = linear(self, x, weight, bias, packed)
+        return y * (1 + 1e-6) if x.shape[1] < 4 else y
+
+    monkeypatch.setattr(FastOps, "linear", larger)
 
 
 def ending_in(model: GPT, token: int) -> GPT:

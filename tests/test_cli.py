@@ -16,7 +16,6 @@ import torch
 import minigpt
 from minigpt import GPT, GPTConfig, KVCache, Tokenizer, hub, matrix
 from minigpt.cli import main
-from minigpt.numerics import FastOps
 from minigpt.recipes import read_toml
 from minigpt.sampling import Sampler
 from minigpt.stories import stories
@@ -55,18 +54,6 @@ def run(directory, capsys):
         return code, *capsys.readouterr()
 
     return call
-
-
-@pytest.fixture
-def row_counts_matter(monkeypatch):
-    """Fast numerics that differ for certain: products of fewer than 4 rows are a little larger."""
-    linear = FastOps.linear
-
-    def larger(self, x, weight, bias, packed):
-        y = linear(self, x, weight, bias, packed)
-        return y * (1 + 1e-6) if x.shape[1] < 4 else y
-
-    monkeypatch.setattr(FastOps, "linear", larger)
 
 
 def continued(directory, prompt, count, **settings):

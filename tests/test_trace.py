@@ -14,7 +14,6 @@ from minigpt import GPT, MinigptError, Tokenizer
 from minigpt import trace as trace_module
 from minigpt.cli import main
 from minigpt.diagnose import recording
-from minigpt.numerics import FastOps
 from minigpt.plot import head_state
 from minigpt.sampling import log_probabilities
 from minigpt.tokenizer import byte_tokenizer
@@ -41,18 +40,6 @@ def exact(make_model):
 @pytest.fixture
 def traced(exact, tokenizer):
     return trace(exact, tokenizer, "Hello", 6, rounds=1)
-
-
-@pytest.fixture
-def row_counts_matter(monkeypatch):
-    """Fast numerics that differ for certain: products of fewer than 4 rows are a little larger."""
-    linear = FastOps.linear
-
-    def larger(self, x, weight, bias, packed):
-        y = linear(self, x, weight, bias, packed)
-        return y * (1 + 1e-4) if x.shape[1] < 4 else y
-
-    monkeypatch.setattr(FastOps, "linear", larger)
 
 
 class TestTokens:
