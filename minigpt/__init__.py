@@ -1,19 +1,19 @@
 """GPT-2 you can read, with a KV cache whose logits equal the uncached ones, bit for bit."""
 
-from minigpt.batch import generate_batch
-from minigpt.beam import Beam, beam_search
-from minigpt.cache import KVCache
-from minigpt.cache_compare import compare_caches
+from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.errors import MinigptError
-from minigpt.generate import Generation, generate, stream
+from minigpt.generation.batch import generate_batch
+from minigpt.generation.beam import Beam, beam_search
+from minigpt.generation.decoding import Generation, generate, stream
+from minigpt.generation.sampling import Sampler, TokenLogProb
+from minigpt.generation.stops import StopStrings
+from minigpt.generation.text import TextStream, stream_text
 from minigpt.model import GPT
-from minigpt.sampling import Sampler, TokenLogProb
-from minigpt.score import Score, score
-from minigpt.stops import StopStrings
-from minigpt.text import TextStream, stream_text
+from minigpt.study.comparison import compare_caches
+from minigpt.study.likelihood import Score, score
+from minigpt.study.verification import Report, verify
+from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import Tokenizer
-from minigpt.verify import Report, verify
 
 __version__ = "0.1.0"
 

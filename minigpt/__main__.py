@@ -2,6 +2,6 @@
 
 import sys
 
-from minigpt.cli import main
+from minigpt.commands.cli import main
 
 sys.exit(main())

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from minigpt.checks import is_number
-from minigpt.errors import MinigptError
+from minigpt.support.checks import is_number
+from minigpt.support.errors import MinigptError
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu")
 

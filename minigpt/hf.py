@@ -19,13 +19,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from minigpt.cache import CacheSpec, KVCache
-from minigpt.cache_kinds import LOSSLESS, make_cache
-from minigpt.checks import whole
-from minigpt.errors import MinigptError
-from minigpt.generate import evaluating
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kinds import LOSSLESS, make_cache
+from minigpt.generation.decoding import evaluating
+from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
-from minigpt.sampling import Sampler
+from minigpt.support.checks import whole
+from minigpt.support.errors import MinigptError
 
 RUN_ON = ("4.57", "5.0", "5.23")  # transformers' versions that the tests were run on
 if ".".join(transformers.__version__.split(".")[:2]) not in RUN_ON:

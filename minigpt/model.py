@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt import weights as checkpoint
-from minigpt.cache import CacheSpec, KVCache, LayerCache, NoCache
-from minigpt.cache_kinds import make_cache
-from minigpt.checks import device_named
+from minigpt.cache.base import CacheSpec, KVCache, LayerCache, NoCache
+from minigpt.cache.kinds import make_cache
+from minigpt.checkpoint import weights as checkpoint
 from minigpt.config import GPTConfig
-from minigpt.errors import MinigptError
-from minigpt.numerics import Packed, RowOps, row_ops
+from minigpt.numerics.base import Packed, RowOps, row_ops
+from minigpt.support.checks import device_named
+from minigpt.support.errors import MinigptError
 
 
 class Linear(nn.Module):
@@ -345,7 +345,8 @@ class GPT(nn.Module):
             MinigptError: when the checkpoint is missing, damaged or not a GPT-2, or there is no
                 such device.
         """
-        from minigpt import hub, int8
+        from minigpt.checkpoint import hub
+        from minigpt.numerics import int8
 
         row_ops(numerics or "exact")  # refuse a wrong name before reading anything
         if weights not in (None, "int8"):

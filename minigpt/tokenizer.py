@@ -18,9 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from minigpt.aside import write_text
-from minigpt.checks import is_whole, listed, path_of, plain_file
-from minigpt.errors import MinigptError
+from minigpt.support.checks import is_whole, listed, path_of, plain_file
+from minigpt.support.errors import MinigptError
+from minigpt.support.files import write_text
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -90,7 +90,7 @@ class Tokenizer:
             MinigptError: when there is no such checkpoint, or its files are missing, damaged or
                 disagree.
         """
-        from minigpt.hub import WEIGHTS_DIR, resolve
+        from minigpt.checkpoint.hub import WEIGHTS_DIR, resolve
 
         name = str(source).removeprefix("openai-community/")
         if name not in GPT2_NAMES or os.path.isdir(source):

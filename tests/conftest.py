@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
-from minigpt.numerics import FastOps
-from minigpt.sampling import Sampler
+from minigpt.generation.sampling import Sampler
+from minigpt.numerics.base import FastOps
 
 TOY = Path(__file__).parent.parent / "weights" / "toy"
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, MinigptError, weights
-from minigpt.cli import main
-from minigpt.inspect import cache_bytes, inspect, parse_size
-from minigpt.recipes import TrainConfig, configure, preset, read_toml
-from minigpt.sampling import log_probabilities
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.checkpoint import weights
+from minigpt.commands.cli import main
+from minigpt.generation.sampling import log_probabilities
+from minigpt.study.cost import cache_bytes, inspect, parse_size
 from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.training.recipes import TrainConfig, configure, preset, read_toml
 
 BESIDES = (
     CharTokenizer, TrainConfig, cache_bytes, configure, inspect, log_probabilities, parse_size,
@@ -49,7 +50,7 @@ CALLS: list[tuple[str, str]] = [
      "make n_embd, n_layer, vocab_size or n_positions smaller"),
     ("MODEL(TOKENS, cache=3)", "cache is 3, needed one from model.new_cache()"),
     ("MODEL(TOKENS, cache=[])", "cache is [], needed one from"),
-    ("MODEL.next_logits(TOKENS, KVCache)", "cache is <class 'minigpt.cache.KVCache'>, needed"),
+    ("MODEL.next_logits(TOKENS, KVCache)", "cache is <class 'minigpt.cache.base.KVCache'>, needed"),
     ("MODEL([[1, 2]])", "tokens are list, needed a (B, T) tensor of int64"),
     ("MODEL(TOKENS.bool())", "tokens are torch.bool, needed"),
     ("MODEL(TOKENS.to('meta'))", "tokens are on meta and the model is on cpu"),

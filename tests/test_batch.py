@@ -7,8 +7,8 @@ import torch
 from conftest import ending_in
 
 from minigpt import GPT, MinigptError, generate
-from minigpt.batch import generate_batch
-from minigpt.sampling import Sampler
+from minigpt.generation.batch import generate_batch
+from minigpt.generation.sampling import Sampler
 
 SAMPLING = {"temperature": 0.9, "top_k": 50}
 

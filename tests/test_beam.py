@@ -9,8 +9,8 @@ import torch
 from conftest import random_gpt2
 
 from minigpt import GPT, MinigptError, generate
-from minigpt.beam import beam_search
-from minigpt.cache_kinds import LOSSLESS
+from minigpt.cache.kinds import LOSSLESS
+from minigpt.generation.beam import beam_search
 
 
 @pytest.fixture(autouse=True)

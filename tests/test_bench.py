@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, MinigptError, bench, bench_peers
-from minigpt.cli import main
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.bench import entrants as bench_peers
+from minigpt.bench import sections as bench
+from minigpt.commands.cli import main
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt.bench_train import plain_loop, step_times, train_section
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.recipes import preset
-from minigpt.sources import Text, starting_model
+from minigpt.bench.train_section import plain_loop, step_times, train_section
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.recipes import preset
+from minigpt.training.sources import Text, starting_model
 
 TINY = replace(preset("laptop"), n_layer=1, n_head=2, n_embd=16, n_positions=8, batch_size=2)
 
@@ -28,7 +28,9 @@ def test_our_loop_is_measured_alone_without_transformers(monkeypatch):
 
 
 def test_the_section_states_the_goal_beside_the_ratio(monkeypatch):
-    monkeypatch.setattr("minigpt.bench_train.step_times", lambda *_: {"a": [2.0], "b": [4.0]})
+    monkeypatch.setattr(
+        "minigpt.bench.train_section.step_times", lambda *_: {"a": [2.0], "b": [4.0]}
+    )
     text = str(train_section(1, quick=True))
     assert "laptop, bfloat16: of its time" in text
     assert "0.70" in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt import KVCache, MinigptError
-from minigpt.cache_kinds import KINDS, LOSSLESS
+from minigpt.cache.kinds import KINDS, LOSSLESS
 
 
 @pytest.fixture(params=LOSSLESS)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import MinigptError
-from minigpt.cache_compare import compare_caches
-from minigpt.cache_kinds import KINDS, LOSSLESS, LOSSY
+from minigpt.cache.kinds import KINDS, LOSSLESS, LOSSY
+from minigpt.study.comparison import compare_caches
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt import KVCache, MinigptError, cache_file
-from minigpt.cache_kinds import KINDS
-from minigpt.cache_lossy import WindowCache
+from minigpt import KVCache, MinigptError
+from minigpt.cache.kinds import KINDS
+from minigpt.cache.lossy import WindowCache
+from minigpt.checkpoint import caches as cache_file
 
 SETTINGS = {"paged": {"page": 8}, "window": {"window": 24, "sinks": 2}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt.cache_lossy import quantize
+from minigpt.cache.lossy import quantize
 
 
 def decoded(model, tokens, prompt, **kind):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minigpt import GPT, GPTConfig, KVCache, MinigptError
-from minigpt.cache_kinds import KINDS, LOSSLESS
+from minigpt.cache.kinds import KINDS, LOSSLESS
 
 CONTEXT, VOCABULARY, ROWS = 160, 31, 5
 

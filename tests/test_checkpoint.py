@@ -17,20 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, MinigptError, checkpoint, weights
-from minigpt.curves import read
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.parallel import Processes
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, Run, train
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.checkpoint import weights
+from minigpt.training import state as checkpoint
+from minigpt.training.curves import read
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.loop import CHECKPOINTS, Run, train
+from minigpt.training.parallel import Processes
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
 
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, dropout=0.2, steps=60, batch_size=4, warmup=5,
     accumulate=2, evaluate_every=7, evaluate_windows=5, save_every=3, precision="float16",
 )  # fmt: skip
 forkserver = get_context("forkserver")  # each child a real process, without a second import
-forkserver.set_forkserver_preload(["minigpt.train", "torch._dynamo"])
+forkserver.set_forkserver_preload(["minigpt.training.loop", "torch._dynamo"])
 
 
 def source(length: int = 500) -> Text:

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, KVCache, Tokenizer, hub, matrix
-from minigpt.cli import main
-from minigpt.recipes import read_toml
-from minigpt.sampling import Sampler
-from minigpt.stories import stories
+from minigpt import GPT, GPTConfig, KVCache, Tokenizer
+from minigpt.checkpoint import hub
+from minigpt.commands.cli import main
+from minigpt.generation.sampling import Sampler
+from minigpt.study import matrix
 from minigpt.tokenizer import train_bpe
-from minigpt.train import Run
+from minigpt.training.loop import Run
+from minigpt.training.recipes import read_toml
+from minigpt.training.stories import stories
 
 PROMPT = "Once upon a time"
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, KVCache, MinigptError, generate, stream
-from minigpt.cache_kinds import KINDS, LOSSLESS
-from minigpt.exact import _future, attention_sizes, certified_calls, rowwise_sizes
+from minigpt.cache.kinds import KINDS, LOSSLESS
+from minigpt.numerics.exact import _future, attention_sizes, certified_calls, rowwise_sizes
 
 SHARED = "in use by another pass, which has not ended: wait for it, or give each thread a cache"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from minigpt.checkpoint.weights import expected_shapes
 from minigpt.config import PRESETS, GPTConfig
-from minigpt.errors import MinigptError
-from minigpt.weights import expected_shapes
+from minigpt.support.errors import MinigptError
 
 # As published with openai-community/gpt2, less the keys of other tasks.
 GPT2_JSON: dict[str, Any] = {

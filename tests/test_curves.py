@@ -8,7 +8,7 @@ import math
 import pytest
 
 from minigpt import MinigptError
-from minigpt.curves import LOG, Log, draw, read
+from minigpt.training.curves import LOG, Log, draw, read
 
 
 def test_rows_are_read_back_exactly(tmp_path):

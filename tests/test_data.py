@@ -17,11 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import data
-from minigpt.data import IGNORED, Corpus, documents, draws, prepare, windows
-from minigpt.errors import MinigptError
-from minigpt.stories import stories
+from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.training import data
+from minigpt.training.data import IGNORED, Corpus, documents, draws, prepare, windows
+from minigpt.training.stories import stories
 
 EOT = 256  # of the byte tokenizer
 SENTENCE = "The café is open.\n  Où? Là-bas!\r\n"
@@ -202,7 +202,7 @@ def test_each_tokenizer_and_share_has_a_copy_of_its_own(book, cache):
 SCRIPT = """
 import hashlib, os, sys, time
 from pathlib import Path
-from minigpt.data import prepare
+from minigpt.training.data import prepare
 rename, here = os.rename, Path(sys.argv[2])
 def rename_when_all_are_there(made, home):  # so that each has tokenized, and none is renamed yet
     if made.name == "corpus":

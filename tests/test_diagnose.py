@@ -7,8 +7,8 @@ from itertools import count
 import pytest
 import torch
 
-from minigpt.diagnose import diagnose, recording
-from minigpt.exact import ExactOps
+from minigpt.numerics.exact import ExactOps
+from minigpt.study.diagnosis import diagnose, recording
 
 LENGTH = 30
 

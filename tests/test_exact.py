@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigpt import GPT, GPTConfig, MinigptError, exact
-from minigpt.numerics import ACTIVATION, plain_linear
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.numerics import exact
+from minigpt.numerics.base import ACTIVATION, plain_linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PLACE = exact.Place(torch.float32, torch.device("cpu"), 2, "highest")
@@ -160,7 +161,7 @@ class TestACertificate:
 
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch):
-        monkeypatch.setattr("minigpt.numerics.Packed.kernel", lambda self, weight: None)
+        monkeypatch.setattr("minigpt.numerics.base.Packed.kernel", lambda self, weight: None)
         self.forget()
         yield
         self.forget()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minigpt import GPT
-from minigpt import fingerprint as module
-from minigpt.fingerprint import PAGE, checksum, fingerprint
+from minigpt.checkpoint import fingerprint as module
+from minigpt.checkpoint.fingerprint import PAGE, checksum, fingerprint
 
 
 class TestTheFingerprint:

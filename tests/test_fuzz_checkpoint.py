@@ -29,18 +29,20 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save, save_file
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError, Tokenizer, cache_file, weights
-from minigpt.checkpoint import newest
-from minigpt.cli import main
-from minigpt.inspect import inspect
-from minigpt.parallel import Processes
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Problems, starting_model
-from minigpt.stories import stories
-from minigpt.tasks import TASKS
-from minigpt.text import stream_text
+from minigpt import GPT, GPTConfig, KVCache, MinigptError, Tokenizer
+from minigpt.checkpoint import caches as cache_file
+from minigpt.checkpoint import weights
+from minigpt.commands.cli import main
+from minigpt.generation.text import stream_text
+from minigpt.study.cost import inspect
 from minigpt.tokenizer import CharTokenizer, train_bpe
-from minigpt.train import CHECKPOINTS, Run, train
+from minigpt.training.loop import CHECKPOINTS, Run, train
+from minigpt.training.parallel import Processes
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Problems, starting_model
+from minigpt.training.state import newest
+from minigpt.training.stories import stories
+from minigpt.training.tasks import TASKS
 
 EXAMPLES = int(os.environ.get("MINIGPT_EXAMPLES", "25"))
 CASES = 80 * EXAMPLES  # 2,000

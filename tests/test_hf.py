@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DynamicCache, PreTrainedTokenizerFast, StaticCache
 
 from minigpt import MinigptError, hf
-from minigpt.cache_kinds import LOSSLESS, LOSSY, make_cache
+from minigpt.cache.kinds import LOSSLESS, LOSSY, make_cache
 
 VOCABULARY, CONTEXT, END = 97, 64, 0
 # In the words of most configurations; the others have their own.

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from minigpt import hub, weights
+from minigpt.checkpoint import hub, weights
+from minigpt.checkpoint.hub import PINNED, Pin, download, resolve
 from minigpt.config import GPTConfig
-from minigpt.errors import MinigptError
-from minigpt.hub import PINNED, Pin, download, resolve
+from minigpt.support.errors import MinigptError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = GPTConfig.preset("nano", n_layer=1)

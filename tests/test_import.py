@@ -20,14 +20,5 @@ def test_import_brings_in_nothing_heavy():
     assert done.stdout.split() == []
 
 
-def test_functions_that_share_a_modules_name_stay_functions():
-    code = (
-        "import minigpt, minigpt.generate, minigpt.verify, minigpt.score, minigpt.cli; "
-        "print(callable(minigpt.generate), callable(minigpt.verify), callable(minigpt.score))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True", "True"]
-
-
 def test_every_public_name_is_there():
     assert all(hasattr(minigpt, name) for name in minigpt.__all__)

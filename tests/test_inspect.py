@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.cache_kinds import KINDS
-from minigpt.commands import inspect as command
-from minigpt.inspect import cache_bytes, inspect, parse_size
+from minigpt.cache.kinds import KINDS
+from minigpt.commands import inspect_command as command
+from minigpt.study.cost import cache_bytes, inspect, parse_size
 
 TOY = "weights/toy"
 

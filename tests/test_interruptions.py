@@ -24,19 +24,26 @@ import pytest
 import torch
 from test_hub import COMMIT, checkpoint, fake_hub, published  # noqa: F401
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError, hub, weights
-from minigpt import checkpoint as training
-from minigpt.aside import locked
-from minigpt.cli import main
-from minigpt.data import Corpus, byte_tokenizer, prepare
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, train
+from minigpt import GPT, GPTConfig, KVCache, MinigptError
+from minigpt.checkpoint import hub, weights
+from minigpt.commands.cli import main
+from minigpt.support.files import locked
+from minigpt.training import state as training
+from minigpt.training.data import Corpus, byte_tokenizer, prepare
+from minigpt.training.loop import CHECKPOINTS, train
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
 
 resource = pytest.importorskip("resource", reason="kills and limits are those of Unix")
 forkserver = get_context("forkserver")  # each child a real process, without a second import
 forkserver.set_forkserver_preload(
-    ["minigpt.train", "torch._dynamo", "minigpt.cli", "pytest", "huggingface_hub.file_download"]
+    [
+        "minigpt.training.loop",
+        "torch._dynamo",
+        "minigpt.commands.cli",
+        "pytest",
+        "huggingface_hub.file_download",
+    ]
 )
 SHAPES = [GPTConfig(257, 8, 16, 1, 2), GPTConfig(257, 8, 16, 1, 2, activation_function="relu")]
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink"}

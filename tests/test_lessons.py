@@ -1,6 +1,6 @@
 """The helper of the lessons: it says right when it is right, and never stops a reader."""
 
-from minigpt import lessons
+from minigpt.study import lessons
 
 
 def test_an_answer_that_passes_is_right(capsys):

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError, generate, generate_batch, stream
-from minigpt.cache_kinds import KINDS, LOSSLESS
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.play import Session
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.text import stream_text
-from minigpt.train import train
+from minigpt.cache.kinds import KINDS, LOSSLESS
+from minigpt.commands.session import Session
+from minigpt.generation.text import stream_text
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.loop import train
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
 
 TIMES = int(os.environ.get("MINIGPT_EXAMPLES", "1"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from minigpt import GPT
-from minigpt.lora import Adapted, adapt, adapted, merged
+from minigpt.training.lora import Adapted, adapt, adapted, merged
 
 NAMES = ("attn.c_attn", "mlp.c_fc")
 

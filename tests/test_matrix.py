@@ -7,9 +7,19 @@ from functools import lru_cache
 import pytest
 import torch
 
-from minigpt.cache import KEY_BLOCK
-from minigpt.exact import ExactOps
-from minigpt.matrix import COLUMNS, DTYPES, POSITIONS, ROWS, WIDTHS, Cells, Column, cell, render
+from minigpt.cache.base import KEY_BLOCK
+from minigpt.numerics.exact import ExactOps
+from minigpt.study.matrix import (
+    COLUMNS,
+    DTYPES,
+    POSITIONS,
+    ROWS,
+    WIDTHS,
+    Cells,
+    Column,
+    cell,
+    render,
+)
 
 # One key block and the start of a second are enough for the wide ones here, and three times as
 # quick; `minigpt verify --matrix` takes all of them over three blocks.

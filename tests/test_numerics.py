@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from minigpt import MinigptError
 from minigpt.config import ACTIVATIONS
-from minigpt.numerics import ACTIVATION, FastOps, Packed, plain_linear, row_ops
+from minigpt.numerics.base import ACTIVATION, FastOps, Packed, plain_linear, row_ops
 
 
 def test_sets_are_found_by_name():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import reference_logits
 
 from minigpt import GPT, GPTConfig
-from minigpt.cache_kinds import LOSSLESS
+from minigpt.cache.kinds import LOSSLESS
 
 EXAMPLES = int(os.environ.get("MINIGPT_EXAMPLES", "25"))
 

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, MinigptError, checkpoint, weights
-from minigpt.curves import read
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.parallel import Processes, processes
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, train
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.checkpoint import weights
+from minigpt.training import state as checkpoint
+from minigpt.training.curves import read
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.loop import CHECKPOINTS, train
+from minigpt.training.parallel import Processes, processes
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
 
 CONFIG = TrainConfig(
     n_layer=2, n_head=2, n_embd=16, n_positions=8, steps=12, batch_size=8, warmup=2, accumulate=2,
@@ -31,7 +33,7 @@ SHARDED = replace(CONFIG, shard=True)
 # which divides by a gradient's size, turns that into 1e-5 of a loss of 5 nats.
 TOLERANCE = 1e-4
 forkserver = get_context("forkserver")
-forkserver.set_forkserver_preload(["minigpt.train", "torch._dynamo"])
+forkserver.set_forkserver_preload(["minigpt.training.loop", "torch._dynamo"])
 
 
 def learn(directory: Path, config: TrainConfig, rank: int = 0, count: int = 1, port: int = 0):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError, generate
-from minigpt.cli import main
-from minigpt.play import Session
-from minigpt.sampling import Sampler
-from minigpt.stories import stories
+from minigpt.commands.cli import main
+from minigpt.commands.session import Session
+from minigpt.generation.sampling import Sampler
 from minigpt.tokenizer import train_bpe
+from minigpt.training.stories import stories
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,14 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from minigpt import MinigptError, beam_search, plot
-from minigpt.beam import Beam
-from minigpt.cache_kinds import KINDS
-from minigpt.cli import main
-from minigpt.measure import Row, Section, Table
-from minigpt.plot import (
+from minigpt import MinigptError, beam_search
+from minigpt.bench.measure import Row, Section, Table
+from minigpt.cache.kinds import KINDS
+from minigpt.commands.cli import main
+from minigpt.generation.beam import Beam
+from minigpt.generation.sampling import Sampler
+from minigpt.study import plot
+from minigpt.study.plot import (
     attention_maps,
     beam_tree,
     cache_growth,
@@ -26,7 +28,6 @@ from minigpt.plot import (
     next_token,
     speed_up,
 )
-from minigpt.sampling import Sampler
 
 
 class TestGrowth:

@@ -38,7 +38,7 @@ def test_files_it_points_to_are_there():
 
 
 def test_commands_it_names_exist(capsys):
-    from minigpt.cli import main
+    from minigpt.commands.cli import main
 
     for command in sorted(set(re.findall(r"(?:`|\$ )minigpt ([a-z]+)", README))):
         with pytest.raises(SystemExit) as done:

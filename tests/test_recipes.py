@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import pytest
 
 from minigpt import GPTConfig, MinigptError
-from minigpt.recipes import PRESETS, TrainConfig, configure, differences, preset, read_toml
+from minigpt.training.recipes import PRESETS, TrainConfig, configure, differences, preset, read_toml
 
 
 def test_every_field_says_what_it_is_for():

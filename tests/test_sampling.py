@@ -20,7 +20,7 @@ from transformers.generation import (
 )
 
 from minigpt import MinigptError
-from minigpt.sampling import (
+from minigpt.generation.sampling import (
     Sampler,
     TokenLogProb,
     add_bias,

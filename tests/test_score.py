@@ -12,10 +12,10 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from minigpt import MinigptError
-from minigpt.commands import score as command
-from minigpt.score import score
-from minigpt.stories import stories
+from minigpt.commands import score_command as command
+from minigpt.study.likelihood import score
 from minigpt.tokenizer import train_bpe
+from minigpt.training.stories import stories
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.recipes import preset
-from minigpt.sources import Problems, Text, open_source, starting_model
-from minigpt.tasks import TASKS
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.recipes import preset
+from minigpt.training.sources import Problems, Text, open_source, starting_model
+from minigpt.training.tasks import TASKS
 
 
 @pytest.fixture

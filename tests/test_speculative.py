@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt import MinigptError, generate
-from minigpt.speculative import Lookup, SmallModel
+from minigpt.generation.drafts import Lookup, SmallModel
 
 SAMPLING = {"temperature": 0.9, "top_k": 20}
 

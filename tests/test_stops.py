@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import MinigptError, Tokenizer
-from minigpt.stops import StopStrings
+from minigpt.generation.stops import StopStrings
 from minigpt.tokenizer import StreamDecoder
 
 

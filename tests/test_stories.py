@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from minigpt.stories import ANIMALS, LEXICON, NAMES, PLOTS, stories, story
+from minigpt.training.stories import ANIMALS, LEXICON, NAMES, PLOTS, stories, story
 
 SAMPLE = 3000
 ALL_NAMES = {name for names in NAMES.values() for name in names.split("|")}

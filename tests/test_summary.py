@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
-from minigpt.checkpoint import State
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.summary import Summary, baselines, flops, peak_flops, summarise
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
+from minigpt.training.state import State
+from minigpt.training.summary import Summary, baselines, flops, peak_flops, summarise
 
 CPU = torch.device("cpu")
 

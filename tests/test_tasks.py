@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import GPT, MinigptError, generate
-from minigpt.data import IGNORED
-from minigpt.tasks import RESIDUES, TASKS, Recipe, Task, continue_greedily, is_balanced
 from minigpt.tokenizer import CharTokenizer
+from minigpt.training.data import IGNORED
+from minigpt.training.tasks import RESIDUES, TASKS, Recipe, Task, continue_greedily, is_balanced
 
 BIT = Task(  # learned in a second
     "bit", "is the first letter an a?", "ab=xy",
@@ -213,7 +213,7 @@ def test_accuracy_is_the_share_of_exact_answers(monkeypatch):
         listed[1][-1] = 0  # does not end
         return torch.tensor(listed)
 
-    monkeypatch.setattr("minigpt.tasks.continue_greedily", answer)
+    monkeypatch.setattr("minigpt.training.tasks.continue_greedily", answer)
     assert task.accuracy(model, count=8) == 6 / 8
 
 

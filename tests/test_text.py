@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from minigpt import GPT, GPTConfig, MinigptError, generate, stream_text
-from minigpt.stories import stories
 from minigpt.tokenizer import train_bpe
+from minigpt.training.stories import stories
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.errors import MinigptError
-from minigpt.stories import stories
+from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import (
     END_OF_TEXT,
     CharTokenizer,
@@ -29,6 +28,7 @@ from minigpt.tokenizer import (
     byte_tokenizer,
     train_bpe,
 )
+from minigpt.training.stories import stories
 
 SCRIPTS = [
     "Hello, world!",
@@ -403,13 +403,15 @@ def test_a_source_that_is_nothing_is_an_error(source):
 
 def test_any_other_hub_name_is_fetched_by_the_hub(toy, toy_directory, monkeypatch):
     asked = []
-    monkeypatch.setattr("minigpt.hub.resolve", lambda s: asked.append(s) or toy_directory)
+    monkeypatch.setattr(
+        "minigpt.checkpoint.hub.resolve", lambda s: asked.append(s) or toy_directory
+    )
     assert Tokenizer.from_pretrained("someone/model").encode("fox") == toy.encode("fox")
     assert asked == ["someone/model"]
 
 
 def test_a_gpt2_that_was_downloaded_is_read_from_there(toy, toy_directory, monkeypatch):
-    monkeypatch.setattr("minigpt.hub.WEIGHTS_DIR", toy_directory.parent)
+    monkeypatch.setattr("minigpt.checkpoint.hub.WEIGHTS_DIR", toy_directory.parent)
     toy_directory.rename(toy_directory.parent / "gpt2-medium")
     for name in ("gpt2-medium", "openai-community/gpt2-medium"):
         assert Tokenizer.from_pretrained(name).encode("fox") == toy.encode("fox")
@@ -420,7 +422,7 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch, tmp_path):
         raise ConnectionError
 
     monkeypatch.setattr("tiktoken.get_encoding", unreachable)
-    monkeypatch.setattr("minigpt.hub.WEIGHTS_DIR", tmp_path)
+    monkeypatch.setattr("minigpt.checkpoint.hub.WEIGHTS_DIR", tmp_path)
     with pytest.raises(MinigptError, match=r"get vocab\.json and merges\.txt from https"):
         Tokenizer.from_pretrained("gpt2")
 

@@ -11,13 +11,13 @@ from conftest import TOY
 
 import minigpt
 from minigpt import GPT, MinigptError, Tokenizer
-from minigpt import trace as trace_module
-from minigpt.cli import main
-from minigpt.diagnose import recording
-from minigpt.plot import head_state
-from minigpt.sampling import log_probabilities
+from minigpt.commands.cli import main
+from minigpt.generation.sampling import log_probabilities
+from minigpt.study import tracing as trace_module
+from minigpt.study.diagnosis import recording
+from minigpt.study.plot import head_state
+from minigpt.study.tracing import SLOT, TEMPLATE, multiplications, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
-from minigpt.trace import SLOT, TEMPLATE, multiplications, trace, write_html
 
 IDS = list(b"Hello")
 

@@ -13,7 +13,7 @@ import torch
 from conftest import TOY
 
 from minigpt import GPT, Tokenizer
-from minigpt.trace import trace, write_html
+from minigpt.study.tracing import trace, write_html
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, MinigptError, Tokenizer, checkpoint, weights
-from minigpt.curves import read
-from minigpt.data import Corpus, byte_tokenizer
-from minigpt.losses import evaluate
-from minigpt.parallel import Processes
-from minigpt.recipes import TrainConfig
-from minigpt.sources import Text
-from minigpt.train import CHECKPOINTS, Run, rate, train
+from minigpt import GPT, GPTConfig, MinigptError, Tokenizer
+from minigpt.checkpoint import weights
+from minigpt.training import state as checkpoint
+from minigpt.training.curves import read
+from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.loop import CHECKPOINTS, Run, rate, train
+from minigpt.training.losses import evaluate
+from minigpt.training.parallel import Processes
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.sources import Text
 
 CONFIG = TrainConfig(
     n_layer=1, n_head=2, n_embd=16, n_positions=8, steps=20, batch_size=8, warmup=5,
@@ -124,7 +126,7 @@ class TestTheBestModel:
 
     def test_stays_when_later_ones_are_worse(self, tmp_path, monkeypatch):
         losses = iter([3.0, 1.0, 2.0])
-        monkeypatch.setattr("minigpt.train.evaluate", lambda *_: next(losses))
+        monkeypatch.setattr("minigpt.training.loop.evaluate", lambda *_: next(losses))
         config = replace(CONFIG, steps=3, evaluate_every=1, save_every=1, keep=3)
         _, state = run(tmp_path, config)
         assert (state.best, state.best_step) == (1.0, 2)

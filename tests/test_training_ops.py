@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt.numerics import FastOps
-from minigpt.training_ops import TrainingOps
+from minigpt.numerics.base import FastOps
+from minigpt.numerics.training import TrainingOps
 
 STARTS = (0, 0)  # of both rows
 

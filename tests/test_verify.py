@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minigpt import MinigptError, verify
-from minigpt.exact import ExactOps
-from minigpt.verify import FARTHEST, Check, ulp_distance
+from minigpt.numerics.exact import ExactOps
+from minigpt.study.verification import FARTHEST, Check, ulp_distance
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

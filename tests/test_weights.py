@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt import weights
+from minigpt.checkpoint import weights
 from minigpt.config import ACTIVATIONS, GPTConfig
-from minigpt.errors import MinigptError
+from minigpt.support.errors import MinigptError
 
 CONFIG = GPTConfig(
     vocab_size=61, n_positions=24, n_embd=24, n_layer=2, n_head=3,

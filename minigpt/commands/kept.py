@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from minigpt import cache_file
-from minigpt.cache import KVCache
-from minigpt.checks import is_number
-from minigpt.commands.common import say
-from minigpt.errors import MinigptError
-from minigpt.generate import common_prefix
+from minigpt.cache.base import KVCache
+from minigpt.checkpoint import caches as cache_file
+from minigpt.commands.options import say
+from minigpt.generation.decoding import common_prefix
 from minigpt.model import GPT
+from minigpt.support.checks import is_number
+from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import Tokenizer
 
 

@@ -1,0 +1,109 @@
+"""How fast a training step is, beside a plain loop over transformers' GPT-2 of the same shape.
+
+The plain loop is what a tutorial would write: the library's model, AdamW as it comes, cross-entropy
+and clipping. Both take their steps in turns on the same tokens, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
+from minigpt.tokenizer import CharTokenizer
+from minigpt.training.data import Corpus
+from minigpt.training.loop import Run
+from minigpt.training.parallel import Processes
+from minigpt.training.recipes import TrainConfig, preset
+from minigpt.training.sources import Text, starting_model
+
+CHARACTERS = 64  # and the end of text: 65 tokens, as in tiny Shakespeare
+GOALS = {  # of the reference's time
+    ("laptop", "float32"): 0.9, ("laptop", "bfloat16"): 0.7,
+    ("gpu", "float32"): 1 / 1.3, ("gpu", "bfloat16"): 1 / 1.3,
+}  # fmt: skip
+
+
+def train_section(
+    rounds: int = 10, quick: bool = False, recipes: tuple[str, ...] = ("laptop", "gpu"),
+    compiled: bool = False,
+) -> Section:  # fmt: skip
+    """Step times of recipes' shapes on the CPU, in float32 and mixed precision.
+
+    Args:
+        rounds: steps of each that are timed.
+        quick: one window in a batch.
+        compiled: compile our blocks, which takes a minute before the first step.
+    """
+    rows = []
+    for name in recipes:
+        config = replace(preset(name), device="cpu", compile=compiled, dropout=0.0)
+        # A batch that a CPU computes in a second or two; the time per token hardly depends on it.
+        config = replace(config, batch_size=1 if quick else min(config.batch_size, 12))
+        for precision in ("float32", "bfloat16"):
+            contest = step_times(replace(config, precision=precision), rounds)
+            goal = GOALS.get((name, precision))
+            tokens = config.batch_size * config.n_positions
+            for who, seconds in contest.items():
+                extra = {"tokens/s": tokens / median(seconds)}
+                rows.append(Row(f"{name}, {precision}: {who}", [1e3 * s for s in seconds], "ms",
+                                extra))  # fmt: skip
+            if len(contest) == 2:
+                part = ratios(*contest.values())
+                rows.append(Row(f"{name}, {precision}: of its time", part, "x",
+                                {} if goal is None else {"goal": goal}))  # fmt: skip
+    title = f"time of a training step, {torch.get_num_threads()} threads"
+    return Section("train", title + (", compiled" if compiled else ""), rows)
+
+
+def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, ours first; ours alone where transformers is not installed."""
+    tokenizer = CharTokenizer(map(chr, range(65, 65 + CHARACTERS)))
+    tokens = np.random.default_rng(0).integers(CHARACTERS, size=100_000, dtype=np.uint16)
+    source = Text(Corpus(tokenizer, tokens, tokens, len(tokens)), config.n_positions, config.seed)
+    with TemporaryDirectory(prefix="minigpt-bench-") as directory:
+        run = Run(starting_model(config, source), source, config, Path(directory),
+                  Processes(torch.device(config.device)), resume=False)  # fmt: skip
+        contenders: dict[str, Prepare] = {"minigpt": lambda: run.step}
+        plain = plain_loop(config, source)
+        if plain is not None:
+            contenders["plain loop over transformers"] = lambda: plain
+        run.step()  # compiles, where that is asked for
+        return interleave(contenders, rounds, "train")
+
+
+def plain_loop(config: TrainConfig, source: Text) -> Callable[[], object] | None:
+    """A step of the reference, to be called again and again; None: transformers is missing."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        return None
+    shape: Any = GPT2Config(
+        vocab_size=source.tokenizer.n_vocab, n_positions=config.n_positions, n_embd=config.n_embd,
+        n_layer=config.n_layer, n_head=config.n_head, embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout, resid_pdrop=config.dropout, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model: Any = GPT2LMHeadModel(shape).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    numbers = iter(range(10**9))
+
+    def step() -> None:
+        inputs, targets = source.batch(next(numbers), range(config.batch_size))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
+            logits = model(inputs).logits
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step

@@ -1,0 +1,1 @@
+"""Models and caches on disk and on the hub."""

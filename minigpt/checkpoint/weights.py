@@ -1,0 +1,490 @@
+"""Checkpoints on disk: one directory, `config.json` beside `model.safetensors`, read and written.
+
+Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
+Nothing in such a file can run; pickles can, and are refused. Where a directory comes from is
+`hub.py`'s business, what the tensors mean is `model.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minigpt.config import GPTConfig
+from minigpt.support.checks import path_of, plain_file
+from minigpt.support.errors import MinigptError
+from minigpt.support.files import aside, flush, locked, move
+from minigpt.support.memory import available_memory
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
+CONFIG = "config.json"
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
+_CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
+_LARGEST_JSON = 2**22  # bytes: GPT-2's config.json has 1 KB, an index 100 for each tensor
+_LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
+_UNFINISHED = (
+    "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
+)
+
+
+def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model, in the order of the forward pass.
+
+    Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
+    """
+    C, inner = config.n_embd, config.inner
+    qkv = C + 2 * config.kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab_size, C),
+        "wpe.weight": (config.n_positions, C),
+    }
+    for layer in range(config.n_layer):
+        block: dict[str, tuple[int, ...]] = {
+            "ln_1.weight": (C,),
+            "ln_1.bias": (C,),
+            "attn.c_attn.weight": (C, qkv),
+            "attn.c_attn.bias": (qkv,),
+            "attn.c_proj.weight": (C, C),
+            "attn.c_proj.bias": (C,),
+            "ln_2.weight": (C,),
+            "ln_2.bias": (C,),
+            "mlp.c_fc.weight": (C, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, C),
+            "mlp.c_proj.bias": (C,),
+        }
+        shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
+    shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, C)
+    return shapes
+
+
+def refuse_beyond_memory(config: GPTConfig) -> None:
+    """Refuse a new model, in torch's default dtype and device, that would not fit there."""
+    device = torch.get_default_device()
+    free = available_memory(device)
+    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    need = count * torch.get_default_dtype().itemsize
+    if free is not None and need > free:
+        raise MinigptError(
+            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
+            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
+        )
+
+
+def load(
+    source: str | Path, dtype: torch.dtype | None = None
+) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Read the checkpoint in a directory: its configuration, and its tensors on the CPU.
+
+    In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
+    this process, so writing to them never reaches the disk. Another dtype is converted piece by
+    piece and costs the result and little more. `model.safetensors` wins over an index of shards.
+    A `save` that ends meanwhile waits, so that all is of one checkpoint.
+
+    Args:
+        source: the directory.
+        dtype: float32, float16 or bfloat16; None: what the file has.
+
+    Returns:
+        The configuration, and the tensors of `expected_shapes` under those names, which the files
+        may prefix with `transformer.`. A tied head is not among them.
+
+    Raises:
+        MinigptError: when anything is missing, damaged, of the wrong shape, or a pickle. Shapes
+            are checked before any weight is read.
+    """
+    source = Path(source)
+    if dtype not in (None, *_DTYPES.values()):
+        raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
+    with locked(source, shared=True):
+        return _load(source, dtype)
+
+
+def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str, Tensor]]:
+    stored = _read_headers(source)
+    settings = _read_config(source)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {source}, {error}") from error
+
+    expected = expected_shapes(config)
+    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
+    _check_shapes(
+        f"the tensors in {source} do not fit its {CONFIG}",
+        {name: tensor.shape for name, tensor in stored.items()}, expected, tied_head,
+        "take both from the same checkpoint",
+    )  # fmt: skip
+    found = {tensor.dtype for tensor in stored.values()}
+    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
+        raise MinigptError(
+            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
+            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
+        )
+    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
+    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
+        raise MinigptError(
+            f"the output head (lm_head.weight) in {source} differs from the token embedding "
+            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
+        )
+    return config, _read_tensors({name: stored[name] for name in expected}, dtype)
+
+
+def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
+    """What a checkpoint is, without reading its weights: the configuration, and their dtype.
+
+    `config.json` alone will do; the dtype is then the one it names, or float32.
+
+    Raises:
+        MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
+    """
+    source = Path(source)
+    settings = _read_config(source)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {source}, {error}") from error
+    if (source / WEIGHTS).exists() or (source / INDEX).exists():
+        found = {tensor.dtype for tensor in _read_headers(source).values()}
+        if len(found) == 1 and found <= _DTYPES.keys():
+            return config, _DTYPES[found.pop()]
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    return config, dtypes.get(str(named), torch.float32)
+
+
+def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint that `load` and transformers read as it is, in place of one already there.
+
+    A crash at any moment leaves the old checkpoint or the new one, whole. Both files are written
+    and flushed aside, then moved into place; moving the weights is the moment the new checkpoint
+    counts. When `config.json` changes as well, it holds both versions and the checksum of the new
+    weights during that move: `load` takes the version that belongs to the weights it finds, and
+    transformers refuses it rather than pair a configuration with the wrong weights. The file that
+    `tensors` are mapped from may be overwritten: the mapping keeps the old one alive.
+
+    Only the checkpoint's files are touched: the two, and the shards and index that they replace.
+    Several processes may save here at once: the last to move its files in wins.
+
+    Args:
+        directory: created when missing.
+        config: the configuration, whose `expected_shapes` the tensors must have.
+        tensors: bare names, all of one dtype: float32, float16 or bfloat16; on any device.
+
+    Raises:
+        MinigptError: for tensors that do not fit, or when the disk is full or read-only.
+    """
+    directory = path_of(directory)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_shapes("the tensors do not fit the configuration", shapes, expected_shapes(config))
+    dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    if len(dtypes) > 1 or dtypes[0] not in map(str, _DTYPES.values()):
+        raise MinigptError(
+            f"the tensors to save are {', '.join(dtypes)}, needed all of them in one of "
+            f"{', '.join(map(str, _DTYPES.values()))}: convert the model with model.to(dtype)"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with aside(directory) as staging:
+            content = _config_json(config, dtypes[0])
+            _write_new(staging, content, tensors)
+            with locked(directory):
+                _swap(directory, staging, content)
+    except (OSError, SafetensorError) as error:
+        raise MinigptError(
+            f"the checkpoint could not be written to {directory} ({reason(error)}): one already "
+            f"there is still whole, so make room or choose another directory"
+        ) from error
+
+
+# --- Reading ---------------------------------------------------------------------------------
+
+
+class _Stored(NamedTuple):
+    """What a file's header says of one tensor; the tensor itself is still on the disk."""
+
+    file: Path
+    key: str  # its name in the file, which may have a prefix
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it: "F32"
+
+
+def _read_headers(directory: Path) -> dict[str, _Stored]:
+    """Every weight in the directory's files, under its bare name."""
+    if not directory.is_dir():
+        found = "is a file" if directory.exists() else "does not exist"
+        raise MinigptError(f"{directory} {found}, needed a directory with {CONFIG} and {WEIGHTS}")
+    if (directory / WEIGHTS).exists():
+        files = [directory / WEIGHTS]
+    elif (directory / INDEX).exists():
+        files = _read_index(directory)
+    else:
+        raise _nothing_to_load(directory)
+
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        with _opened(file) as reader:
+            for key in list(reader.keys()):
+                name = key.removeprefix("transformer.")
+                if _MASK_BUFFER.search(name):
+                    continue
+                if name in stored:
+                    first = stored[name]
+                    raise MinigptError(
+                        f"{directory} holds {name} twice, as {first.key} in {first.file.name} and "
+                        f"as {key} in {file.name}, needed once: save the checkpoint again"
+                    )
+                view = reader.get_slice(key)
+                stored[name] = _Stored(file, key, tuple(view.get_shape()), view.get_dtype())
+    return stored
+
+
+def _nothing_to_load(directory: Path) -> MinigptError:
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
+    if not pickles:
+        return MinigptError(
+            f"{directory} holds neither {WEIGHTS} nor {INDEX}, needed one of them beside {CONFIG}: "
+            f"is it the right directory, and did the download finish?"
+        )
+    return MinigptError(
+        f"{directory} holds its weights as {_some(pickles)}, a pickle, which can run any code when "
+        f"read, needed {WEIGHTS}: if you trust it, convert it once with\n"
+        f"    from transformers import GPT2LMHeadModel\n"
+        f"    GPT2LMHeadModel.from_pretrained({str(directory)!r})"
+        f".save_pretrained({str(directory)!r})"
+    )
+
+
+def _read_index(directory: Path) -> list[Path]:
+    """The shards that the index names, each a plain file of this directory."""
+    index = _read_json(directory / INDEX)
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(listed, dict) or not listed:
+        raise MinigptError(
+            f"{directory / INDEX} has no weight_map, needed the name of each tensor's file: "
+            f"copy or download it again"
+        )
+    shards = sorted(set(map(str, listed.values())))
+    for shard in shards:
+        if not _is_inside(directory, shard):
+            raise MinigptError(
+                f"{directory / INDEX} names {shard!r}, needed the plain name of a .safetensors "
+                f"file inside the directory: do not trust this checkpoint"
+            )
+    return [directory / shard for shard in shards]
+
+
+def _is_inside(directory: Path, name: str) -> bool:
+    if not re.fullmatch(r"[^/\\:\0]+\.safetensors", name) or not name.isprintable():
+        return False
+    home = Path(os.path.realpath(directory))
+    homes = [home]
+    if home.parent.name == "snapshots":  # the hub's cache, which links each file to its blobs
+        homes += [parent / "blobs" for parent in home.parents[1:3]]
+    target = Path(os.path.realpath(directory / name))
+    return any(target.is_relative_to(allowed) for allowed in homes)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """The content of `config.json`; in an interrupted save, the version the weights belong to."""
+    path = directory / CONFIG
+    config = _read_json(path)
+    if isinstance(config, list):  # see `save`
+        before, after, new_weights = (*config, None, None, None)[:3]
+        swapped = (directory / WEIGHTS).exists() and sha256(directory / WEIGHTS) == new_weights
+        config = after if swapped else before
+    if not isinstance(config, dict):
+        raise MinigptError(f"{path} is no JSON object, needed GPT-2's configuration: copy it again")
+    return config
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        plain_file(path, _LARGEST_JSON)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text.removeprefix(_UNFINISHED))
+    except FileNotFoundError as error:
+        raise MinigptError(
+            f"{path} does not exist, needed beside the weights: copy it from where they came from"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinigptError(
+            f"{path} is not valid JSON ({reason(error)}): correct it or copy it again"
+        ) from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, mapped; its header is checked against its size on opening."""
+    try:
+        check_header(file)
+        with safe_open(file, framework="pt") as reader:
+            yield reader
+    except (SafetensorError, OSError) as error:
+        raise MinigptError(
+            f"{file} is not a whole safetensors file ({reason(error)}): copy or download it again"
+        ) from error
+
+
+def check_header(file: Path) -> None:
+    """Refuse what is no plain file, or whose header would take more memory than any model's.
+
+    Raises:
+        OSError: then; safetensors checks the rest.
+    """
+    plain_file(file)
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise OSError(f"its header has {size:,} bytes, needed at most {_LARGEST_HEADER:,}")
+
+
+def _read_tensors(stored: Mapping[str, _Stored], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    with ExitStack() as stack:  # one mapping a file, which lives on in the tensors
+        files = {tensor.file for tensor in stored.values()}
+        readers = {file: stack.enter_context(_opened(file)) for file in files}
+        return {
+            name: readers[tensor.file].get_tensor(tensor.key)
+            if dtype in (None, _DTYPES[tensor.dtype])
+            else _convert(tensor, dtype)
+            for name, tensor in stored.items()
+        }
+
+
+def _convert(stored: _Stored, dtype: torch.dtype | None) -> Tensor:
+    converted = torch.empty(stored.shape, dtype=dtype)
+    row_bytes = _DTYPES[stored.dtype].itemsize * converted[0].numel()
+    rows = max(1, _CHUNK_BYTES // row_bytes)
+    for start in range(0, len(converted), rows):
+        # A page once read counts as ours while its mapping lives, so each chunk has its own.
+        with _opened(stored.file) as reader:
+            converted[start : start + rows] = reader.get_slice(stored.key)[start : start + rows]
+    return converted
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+def _config_json(config: GPTConfig, dtype: str) -> dict[str, Any]:
+    """With what transformers needs besides: the dtype, and the token that GPT-2 starts from."""
+    dtype = dtype.removeprefix("torch.")
+    return {
+        **config.to_dict(),
+        "bos_token_id": config.eos_token_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the same key, until transformers 4.55
+    }
+
+
+def _write_new(staging: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    new_config, new_weights = staging / CONFIG, staging / WEIGHTS
+    _write(new_config, json.dumps(config, indent=2) + "\n")
+    named = {}
+    for name, tensor in tensors.items():
+        prefix = "" if name == "lm_head.weight" else "transformer."
+        named[prefix + name] = tensor.detach().cpu().contiguous()
+    save_file(named, new_weights, metadata={"format": "pt"})  # transformers insists on the format
+    new_weights.chmod(new_config.stat().st_mode)  # safetensors lets the owner alone read it
+    flush(new_weights)
+
+
+def _swap(directory: Path, staging: Path, config: dict[str, Any]) -> None:
+    """Move what `_write_new` wrote into place."""
+    new_config, new_weights = staging / CONFIG, staging / WEIGHTS
+    before, old_config, both_configs = None, staging / "old", staging / "both"
+    with suppress(MinigptError):  # none, or not one that could be loaded
+        before = _read_config(directory)
+    try:
+        if before not in (None, config):
+            shutil.copyfile(directory / CONFIG, old_config)
+            versions = [before, config, sha256(new_weights)]
+            _write(both_configs, _UNFINISHED + json.dumps(versions) + "\n")
+            move(both_configs, directory / CONFIG)
+        if not (directory / WEIGHTS).exists() and not (directory / INDEX).exists():
+            move(new_config, directory / CONFIG)  # no weights there that it could be paired with
+        move(new_weights, directory / WEIGHTS)
+    except BaseException:
+        if new_weights.exists() and old_config.exists():  # the old weights are still in place
+            move(old_config, directory / CONFIG)
+        raise
+    if new_config.exists():
+        move(new_config, directory / CONFIG)
+
+    if (directory / INDEX).exists():  # the old checkpoint was in shards, which no longer count
+        for shard in directory.glob("model-*-of-*.safetensors"):
+            shard.unlink()
+        (directory / INDEX).unlink()
+    flush(directory)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    flush(path)
+
+
+# --- Shared ----------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read a megabyte at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_shapes(
+    complaint: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]] | None = None,
+    advice: str = "pass those of a model with this configuration",
+) -> None:
+    """One error for everything that is missing, unexpected or of another shape."""
+    known = {**expected, **(optional or {})}
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in known],
+        "mis-shaped": [
+            f"{name} is {found[name]}, needed {shape}"
+            for name, shape in known.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    told = [f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names]
+    if told:
+        raise MinigptError(f"{complaint}: {'; '.join(told)}: {advice}")
+
+
+def _some(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

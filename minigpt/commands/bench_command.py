@@ -1,0 +1,57 @@
+"""`minigpt bench`: speed and memory, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from minigpt.commands.options import DTYPES, Subcommands, load
+
+
+def add(commands: Subcommands) -> None:
+    command = commands.add_parser("bench", help="measure speed and memory, side by side")
+    command.set_defaults(run=run, numerics="fast", weights=None)  # it measures all of them
+    command.add_argument(
+        "--model", default="random:gpt2", metavar="SOURCE",
+        help="directory or name, or random:PRESET for that shape with random weights "
+        "(default random:gpt2)",
+    )  # fmt: skip
+    command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    command.add_argument(
+        "--only", metavar="SECTION[,SECTION]",
+        help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits "
+        "(default all)",
+    )  # fmt: skip
+    command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
+    command.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    command.add_argument(
+        "--long", action="store_true", help="500 tokens without the cache, also for large models"
+    )
+    command.add_argument("--plot", metavar="FILE", help="draw it too, as .png or .svg")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all samples as JSON")
+    form.add_argument("--markdown", action="store_true", help="tables as a README shows them")
+
+
+def run(options: argparse.Namespace) -> int:
+    from minigpt.bench.sections import Bench, checkpoint, choose
+    from minigpt.study import plot
+
+    if options.plot:
+        plot.check(options.plot)  # before minutes of measuring
+
+    sections, source = choose(options.only), options.model
+    with checkpoint(source, DTYPES.get(options.dtype)) as directory:
+        options.model = directory
+        bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
+        table = bench.measure(sections)
+    table.about = {"model": source, **table.about}
+    if options.plot:
+        plot.measured(table, options.plot)
+    if options.json:
+        print(json.dumps(table.to_dict(), indent=2))
+    else:
+        print(table.to_markdown() if options.markdown else table)
+    return 0

@@ -1,0 +1,90 @@
+"""`minigpt score`: how likely the model finds a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from minigpt.commands.options import Subcommands, load, model_options, say
+from minigpt.study.likelihood import Score, score
+from minigpt.support.checks import path_of
+from minigpt.support.errors import MinigptError
+from minigpt.tokenizer import Tokenizer
+
+
+def add(commands: Subcommands) -> None:
+    command = commands.add_parser("score", help="how likely the model finds a text: its perplexity")
+    command.set_defaults(run=run)
+    command.add_argument("file", metavar="FILE", help="UTF-8 text; - is standard input")
+    model_options(command)
+    command.add_argument(
+        "--stride", type=int, metavar="N",
+        help="of the windows over a text longer than the context (default half the context): "
+        "smaller is slower and gives each token more to go by",
+    )  # fmt: skip
+    command.add_argument("--tokens", action="store_true", help="a line for each token")
+    command.add_argument("--json", action="store_true", help="the figures as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    text = read(options.file)
+    model = load(options)
+    tokenizer = Tokenizer.from_pretrained(options.model)
+    ids = tokenizer.encode(text)
+    eot = model.config.eos_token_id
+    if eot is None:
+        say("this model has no end-of-text token to start from: the first token is not scored")
+    else:
+        ids = [eot, *ids]
+    with tqdm(total=len(ids) - 1, unit="token", leave=False) as bar:
+        result = score(model, ids, options.stride, progress=bar.update)
+    n_bytes = len(tokenizer.decode_bytes(ids[1:]))
+    figures: dict[str, object] = {
+        "tokens": len(ids) - 1,
+        "bytes": n_bytes,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte(n_bytes),
+    }
+    if options.json:
+        if options.tokens:
+            figures |= {"ids": ids[1:], "log_probabilities": result.log_probabilities.tolist()}
+        print(json.dumps(figures, indent=2))
+        return 0
+    if options.tokens:
+        print(table(result, tokenizer))
+    print(
+        f"{len(ids) - 1:,} tokens, {n_bytes:,} bytes: {result.loss:.4f} nats per token, "
+        f"perplexity {result.perplexity:.2f}, {result.bits_per_byte(n_bytes):.4f} bits per byte"
+    )
+    return 0
+
+
+def read(file: str) -> str:
+    """The text of a file, or of standard input; line ends stay as they are."""
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else path_of(file).read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise MinigptError(f"{name} cannot be read ({error}): give a text file, or -") from error
+    except UnicodeDecodeError as error:
+        raise MinigptError(
+            f"{name} is not UTF-8 text (byte {error.start} is {content[error.start]:#04x}): "
+            f"convert it to UTF-8"
+        ) from error
+    if not text:
+        raise MinigptError(f"{name} is empty, needed text to score")
+    return text
+
+
+def table(result: Score, tokenizer: Tokenizer) -> str:
+    """A line for each scored token: its id, its log-probability in nats, its text."""
+    lines = [f"{'id':>6} {'nats':>9}  token"]
+    scores = result.log_probabilities.tolist()
+    for token, value in zip(result.tokens[1:], scores, strict=True):
+        lines.append(f"{token:>6} {value:>9.4f}  {tokenizer.decode([token])!r}")
+    return "\n".join(lines)

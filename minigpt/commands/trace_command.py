@@ -1,0 +1,62 @@
+"""`minigpt trace`: a page on which every step of decoding can be looked at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from minigpt.commands.generate_command import SAMPLING, read_prompt, sampling_options
+from minigpt.commands.options import Subcommands, load, model_options, say, status
+from minigpt.study.tracing import trace, write_html
+from minigpt.support.errors import MinigptError
+from minigpt.tokenizer import Tokenizer
+
+
+def add(commands: Subcommands) -> None:
+    command = commands.add_parser(
+        "trace", help="write a page that shows decoding step by step, cached beside uncached"
+    )
+    command.set_defaults(run=run)
+    model_options(command)
+    command.add_argument("--prompt", help="text to continue; without it, standard input is read")
+    command.add_argument(
+        "--max-new-tokens", type=int, default=40, metavar="N", help="steps (default 40)"
+    )
+    sampling_options(command)
+    command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    command.add_argument(
+        "--out", type=Path, default=Path("trace.html"), metavar="FILE",
+        help="the page, one file that needs no network (default trace.html)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    place = options.out.resolve().parent
+    if not os.access(place, os.W_OK) or options.out.is_dir():  # better now than after the text
+        raise MinigptError(
+            f"--out cannot be written to {options.out}: choose a file in a directory that is there "
+            f"and yours"
+        )
+    prompt = read_prompt() if options.prompt is None else options.prompt
+    if not prompt:
+        say("the prompt is empty: starting from the end-of-text token")
+    model = load(options)
+    tokenizer = Tokenizer.from_pretrained(options.model)
+    settings = {name: getattr(options, name) for name in SAMPLING}
+    result = trace(
+        model, tokenizer, prompt, options.max_new_tokens, seed=options.seed, progress=status,
+        **settings,
+    )  # fmt: skip
+    status("")
+    write_html(result, options.out)
+    steps = result.steps
+    cached, uncached = (
+        sum(getattr(step, way).seconds for step in steps) for way in ("cached", "uncached")
+    )
+    say(
+        f"{len(steps)} steps, {1000 * cached:.0f} ms with the cache and {1000 * uncached:.0f} ms "
+        f"without; logits equal at {sum(step.equal for step in steps)} of {len(steps)}"
+    )
+    print(options.out)
+    return 0

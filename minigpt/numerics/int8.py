@@ -1,0 +1,146 @@
+"""Weights as 8-bit integers, for inference: a quarter of the bytes to read for every token.
+
+Each output column of a weight has a scale of its own, and so has each row that comes in: both
+become whole numbers from -127 to 127, and a product of them is a sum of whole numbers. Integer
+addition *is* associative, so its bits depend neither on the kernel nor on the rows beside it: what
+`exact.py` has to certify holds here by itself. The rest, a division, a rounding, two
+multiplications and an addition, goes element by element and is rounded correctly.
+
+The model changes, by as much as rounding changes it; `minigpt score --weights int8` says how much.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.support.errors import MinigptError
+
+LEVELS = 127  # an 8-bit integer and its negative
+CHUNK = 2**24 // LEVELS**2  # terms whose sum float32 holds exactly, in whatever order they come
+
+IntegerProduct = Callable[[Tensor], Tensor]  # (M, in) whole numbers -> (M, out) sums, times scale
+
+
+class Int8Linear(nn.Module):
+    """y = x W + b with W in 8 bits: of a weight (in, out) in floating point.
+
+    Source of the scheme: per-column weights and per-row activations, symmetric, as in LLM.int8()
+    without its outliers (Dettmers et al. 2022).
+    """
+
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("scale", _step(weight.detach().float(), 0)[0])  # (out,)
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        whole = (weight.detach() / self.scale).round().to(torch.int8)  # (in, out)
+        self.levels, self.product = _product(whole, self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the dtype of x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise MinigptError(
+                "int8 weights have no gradients: train the model that they were made from, or wrap "
+                "inference in torch.no_grad()"
+            )
+        rows = x.reshape(-1, x.shape[-1]).float()
+        step = _step(rows, 1, self.levels)  # (M, 1)
+        y = self.product((rows / step).round_()).mul_(step)
+        if self.bias is not None:
+            y.add_(self.bias)
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def __deepcopy__(self, memo: object) -> Int8Linear:
+        return self  # it never changes
+
+
+def quantize(model: nn.Module) -> None:
+    """Put 8-bit weights in place of every linear layer's and the head's; embeddings stay.
+
+    In float32 124M parameters take 498 MB, of which each token reads all but the positions;
+    afterwards 124 MB, and of the token embeddings, which stay where they are, a row. What stays
+    records no gradients either.
+    """
+    from minigpt.model import Head, Linear
+
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Linear):
+                setattr(module, name, Int8Linear(child.weight, child.bias))
+            elif isinstance(child, Head):
+                setattr(module, name, Int8Linear(child.weight.T, None))
+
+
+def _step(x: Tensor, dim: int, levels: int = LEVELS) -> Tensor:
+    """What 1 stands for when the largest number along `dim` becomes `levels`; never 0."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)
+    return largest.mul_(1 / levels).clamp_min_(torch.finfo(x.dtype).tiny)
+
+
+def _product(weight: Tensor, scale: Tensor) -> tuple[int, IntegerProduct]:
+    """The integers that rows may reach here, and the quickest exact product for them."""
+    if weight.device.type == "cpu" and (levels := _fbgemm_levels()):
+        return levels, _fbgemm(weight, scale)
+    return LEVELS, _anywhere(weight, scale)
+
+
+def _anywhere(weight: Tensor, scale: Tensor) -> IntegerProduct:
+    """By float32 products of whole numbers, short enough that no sum is ever rounded."""
+
+    def product(rows: Tensor) -> Tensor:
+        sums = torch.zeros(len(rows), weight.shape[1], dtype=torch.int32, device=rows.device)
+        for part, its in zip(rows.split(CHUNK, 1), weight.split(CHUNK), strict=True):
+            sums += (part @ its.float()).int()
+        return sums.float() * scale
+
+    return product
+
+
+def _fbgemm(weight: Tensor, scale: Tensor) -> IntegerProduct:
+    """By the 8-bit kernels that torch has for x86 CPUs, over a packed copy of the weight.
+
+    They keep rows as unsigned bytes, hence the zero point. Raises RuntimeError or AttributeError
+    where torch lacks them: it means to retire them, and then `_anywhere` is left.
+    """
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantize", category=UserWarning)
+            zeros = torch.zeros(weight.shape[1], dtype=torch.int64)
+            quantized = torch._make_per_channel_quantized_tensor(
+                weight.T.contiguous(), scale.double(), zeros, 0
+            )
+            packed = torch.ops.quantized.linear_prepack(quantized, None)
+    finally:
+        torch.backends.quantized.engine = before
+    run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda rows: run(rows, 1.0, 128, packed)
+
+
+@lru_cache
+def _fbgemm_levels() -> int:
+    """The largest integers whose sums its kernels get right on this CPU; 0 without such kernels.
+
+    Older CPUs add pairs of products in 16 bits, where two products of 127 and 255 are too many.
+    """
+    for levels in (LEVELS, LEVELS // 2):
+        try:
+            weight = torch.full((64, 64), LEVELS, dtype=torch.int8)
+            weight[:, 1::2] = -LEVELS
+            product = _fbgemm(weight, torch.ones(64))
+            rows = torch.full((2, 64), float(levels))
+            rows[1] = -levels
+            if torch.equal(product(rows), rows @ weight.float()):
+                return levels
+        except (RuntimeError, AttributeError, TypeError):
+            break
+    return 0

@@ -1,0 +1,220 @@
+"""What a model and a cache for it cost in memory, from the model's shape alone.
+
+Nothing is loaded: parameters follow from the configuration, and the bytes of a cache from a cache
+of that kind on torch's "meta" device, whose tensors have sizes and no memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kinds import KINDS, make_cache
+from minigpt.checkpoint import hub, weights
+from minigpt.config import PRESETS, GPTConfig
+from minigpt.support.checks import is_whole, path_of
+from minigpt.support.errors import MinigptError
+
+PARTS = {  # by what a parameter's name holds
+    "wte.": "token embeddings",
+    "wpe.": "position embeddings",
+    ".attn.": "attention",
+    ".mlp.": "MLPs",
+    "ln_": "norms",
+    "lm_head.": "output head",
+}
+DTYPES = (torch.float32, torch.bfloat16)  # float16 takes what bfloat16 does
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4,
+          "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """One kind of cache in one dtype."""
+
+    kind: str
+    dtype: str
+    token: int  # bytes that one more token of one row takes, in the long run
+    sequence: int  # bytes of one row as long as the context
+    batch: int  # bytes of all rows, each that long
+    tokens_that_fit: int  # positions held at once, over all rows, in the memory that weights leave
+    sequences_that_fit: int  # rows as long as the context
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model and its caches; print it, or take `to_dict` for JSON."""
+
+    source: str
+    config: GPTConfig
+    dtype: str  # of the checkpoint; float32 for a preset
+    parameters: dict[str, int]  # by part
+    rows: int  # in a batch
+    memory: int  # bytes, for weights and caches together
+    caches: tuple[CacheCost, ...]
+
+    @property
+    def total(self) -> int:
+        """Parameters of the whole model."""
+        return sum(self.parameters.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, in the checkpoint's dtype."""
+        return self.total * _bytes_per_number(self.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": self.total, "nbytes": self.nbytes}
+
+    def __str__(self) -> str:
+        c, size = self.config, _bytes_per_number(self.dtype)
+        grouped = "" if c.kv_heads == c.n_head else f" ({c.kv_heads} for keys and values)"
+        parts = [
+            (part, f"{count:,}", f"{count / self.total:.1%}", f"{count * size:,}")
+            for part, count in [*self.parameters.items(), ("all", self.total)]
+        ]
+        costs = [
+            (cost.kind, cost.dtype, *(f"{number:,}" for number in
+             (cost.token, cost.sequence, cost.batch, cost.tokens_that_fit,
+              cost.sequences_that_fit)))
+            for cost in self.caches
+        ]  # fmt: skip
+        left = " and ".join(
+            f"{max(0, self.memory - self.total * dtype.itemsize):,} ({_name(dtype)})"
+            for dtype in DTYPES
+        )
+        return "\n".join([
+            f"{self.source}: {c.n_layer} layers, {c.n_head} heads{grouped} of {c.head_dim}, "
+            f"width {c.n_embd}, context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
+            "",
+            *_table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts, left=1),
+            "",
+            f"a cache, in bytes (batch of {self.rows}; float16 as bfloat16)",
+            *_table(("kind", "dtype", "per token", f"{c.n_positions:,} tokens", "batch",
+                     "tokens fit", "sequences fit"), costs, left=2),
+            "",
+            f"of {self.memory:,} bytes of memory the weights leave {left} for caches",
+        ])  # fmt: skip
+
+
+def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> Inspection:
+    """What a model is made of, and what caches for it cost.
+
+    Args:
+        source: a directory with `config.json` (weights are not needed), a preset's name such as
+            "gpt2-xl", with or without "random:" before it, or a name on the hub.
+        batch: B, rows in a batch.
+        memory: bytes there are, for weights and caches together.
+
+    Raises:
+        MinigptError: when there is no such model, or for numbers below 1.
+    """
+    for name, value in (("batch", batch), ("memory", memory)):
+        if type(value) is not int or value < 1:
+            raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
+    path_of(source)  # or it is refused
+    config, dtype = _shape(str(source))
+    parameters = dict.fromkeys(PARTS.values(), 0)
+    for name, shape in weights.expected_shapes(config).items():
+        part = next(part for mark, part in PARTS.items() if mark in name)
+        parameters[part] += math.prod(shape)
+    parameters = {part: count for part, count in parameters.items() if count}
+    costs = []
+    for kind in KINDS:
+        for each in DTYPES:
+            free = max(0, memory - sum(parameters.values()) * each.itemsize)
+            token = _empty_cache(config, kind, each).bytes_per_token()
+            sequence = cache_bytes(config, kind, config.n_positions, each)
+            costs.append(
+                CacheCost(
+                    kind=kind,
+                    dtype=_name(each),
+                    token=token,
+                    sequence=sequence,
+                    batch=batch * sequence,
+                    tokens_that_fit=free // token,
+                    sequences_that_fit=free // sequence,
+                )
+            )
+    return Inspection(str(source), config, _name(dtype), parameters, batch, memory, tuple(costs))
+
+
+def cache_bytes(
+    config: GPTConfig, kind: str, length: int, dtype: torch.dtype = torch.float32, **settings: int
+) -> int:
+    """Bytes allocated by a cache of one row, made for the whole context, that holds `length`.
+
+    Raises:
+        MinigptError: for an unknown kind or setting, or a length beyond the context.
+    """
+    if not is_whole(length) or not 0 <= length <= config.n_positions:
+        raise MinigptError(
+            f"length is {length!r}, needed a whole number from 0 to the context's "
+            f"{config.n_positions}"
+        )
+    one_layer = replace(config, n_layer=1)  # every layer takes the same
+    cache = _empty_cache(one_layer, kind, dtype, **settings)
+    new = torch.empty(1, config.kv_heads, length, config.head_dim, dtype=dtype, device="meta")
+    if length:
+        with torch.no_grad(), cache.extend(cache.spec, 1, length):
+            cache.layers[0].append(new, new)
+    return config.n_layer * cache.nbytes
+
+
+def _empty_cache(config: GPTConfig, kind: str, dtype: torch.dtype, **settings: int) -> KVCache:
+    """A cache for a model of this shape that takes no memory, and tells what a real one would."""
+    spec = CacheSpec(config.n_layer, config.kv_heads, config.head_dim, dtype, torch.device("meta"))
+    return make_cache(kind, spec, 1, config.n_positions, **settings)
+
+
+def parse_size(text: str) -> int:
+    """Bytes: "512MB", "8GB" (8 x 1000³), "8GiB" (8 x 1024³), "1.5 GB" or plain "1000".
+
+    Raises:
+        MinigptError: for anything else.
+    """
+    pattern = r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?"
+    match = re.fullmatch(pattern, text.strip().upper()) if isinstance(text, str) else None
+    size = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size < 1:
+        raise MinigptError(
+            f"the size is {text!r}, needed a number of bytes such as 512MB, 8GB or 8GiB"
+        )
+    return size
+
+
+def _shape(source: str) -> tuple[GPTConfig, torch.dtype]:
+    preset = source.removeprefix("random:")
+    here = os.path.isdir(source) or os.path.isdir(hub.WEIGHTS_DIR / source)
+    if preset != source or (preset in PRESETS and not here):
+        return GPTConfig.preset(preset), torch.float32
+    return weights.read_config(hub.resolve(source))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes_per_number(dtype: str) -> int:
+    number: int = getattr(torch, dtype).itemsize
+    return number
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of aligned columns, the first `left` of them to the left."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if n < left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [headings, *rows]
+    ]

@@ -1,0 +1,298 @@
+"""A trace of decoding: every step with the cache beside the same step without, as a page to scrub.
+
+Both ways of computing a step run and are timed, and their logits compared to the bit. What a query
+reads, what the cache holds and what was likely come along. The page is `trace.html`, a template
+that needs nothing from the network; the trace is written into it as JSON.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.cache.base import KVCache
+from minigpt.config import GPTConfig
+from minigpt.generation.decoding import Row, evaluating, sampler_settings
+from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
+from minigpt.model import GPT
+from minigpt.study.diagnosis import recording
+from minigpt.support.checks import whole
+from minigpt.support.errors import MinigptError
+from minigpt.support.files import write_text
+from minigpt.tokenizer import Tokenizer
+
+TEMPLATE = Path(__file__).with_name("tracing.html")
+SLOT = "{{trace}}"  # where the JSON goes
+LARGEST_PAGE = 20 * 10**6  # bytes; browsers on phones give up not far above
+BYTES_PER_WEIGHT = 3  # of JSON: "0," for most attention weights, "1000," for a few
+LIKELIEST = 10  # tokens shown at each step
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass computed.
+
+    Multiplications are those of the mathematics, matrix products and attention; masked keys and
+    the padding of exact calls are not counted.
+    """
+
+    positions: int  # whose queries, keys and values were computed
+    keys: int  # read by each head of each layer, over all queries
+    multiplications: int
+    seconds: float  # median of the rounds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token: the pass that continues the cache, and the pass over everything."""
+
+    length: int  # tokens that the model has seen after this step
+    cached: Work
+    uncached: Work
+    equal: bool  # are both passes' logits the same bits?
+    max_difference: float  # between a logit and the other pass's
+    chosen: TokenLogProb  # the next token, and what the model thought likeliest
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything the page shows; the first step is the prefill."""
+
+    config: GPTConfig
+    numerics: str
+    dtype: str
+    device: str
+    threads: int
+    temperature: float
+    seed: int
+    rounds: int  # of timing
+    prompt: int  # tokens given, or 1 for the end-of-text token that an empty prompt starts from
+    tokens: list[int]  # the prompt, and the token that each step chose
+    finish_reason: str  # "length", "end_of_text" or "context"
+    cache_kind: str
+    capacity: int  # positions that the cache has room for
+    cache_bytes: int  # allocated
+    bytes_per_token: int
+    steps: list[Step]
+    attention: Tensor = field(repr=False)  # (L, H, S, S) float32: [.., i, j] of query i for key j
+    labels: dict[int, str] = field(repr=False)  # by id: a token alone, bytes outside UTF-8 as \xff
+    pieces: list[str] = field(repr=False)  # for each of `tokens`, the text that it completes
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. Attention is in thousandths: [layer][head][query], a list of its keys."""
+        content = {name: value for name, value in vars(self).items() if name != "attention"}
+        content["config"] = asdict(self.config)
+        content["steps"] = [asdict(step) for step in self.steps]
+        content["attention"] = [
+            [[row[: query + 1] for query, row in enumerate(head)] for head in layer]
+            for layer in (self.attention * 1000).round().int().tolist()
+        ]
+        return content
+
+
+@torch.inference_mode()
+def trace(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    seed: int = 0,
+    rounds: int = 3,
+    progress: Callable[[str], object] = lambda line: None,
+    **sampling: Any,
+) -> Trace:
+    """Decode a prompt step by step, with the cache and without, and keep what happened.
+
+    The tokens are those of `generate`, but that an end-of-text token is kept as the last one.
+
+    Args:
+        model: runs in evaluation mode; its mode is restored afterwards.
+        prompt: text, or its tokens; empty starts from the end-of-text token.
+        max_new_tokens: steps, the prefill included; the context's end or an end of text stops it.
+        temperature, seed, sampling: as for `generate`.
+        rounds: how often both passes of a step are timed, in turns.
+        progress: called with a line now and then.
+
+    Raises:
+        MinigptError: for arguments out of range, or a trace too large for a page, before any work.
+    """
+    whole("max_new_tokens", max_new_tokens)
+    whole("rounds", rounds)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    sampler = Sampler(temperature, **sampler_settings(sampling))
+    row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
+    config, given = model.config, len(row.window)
+    longest = min(given + max_new_tokens - 1, config.n_positions)
+    _refuse_large(config, given, longest)
+    cache = model.new_cache(max_length=longest)
+    steps: list[Step] = []
+    with evaluating(model):
+        numerics = model.numerics
+        progress("warming up")
+        _warm_up(model, row.window, longest)
+        while row.goes_on():
+            progress(f"step {len(steps) + 1} of {max_new_tokens}")
+            steps.append(_step(model, row, cache, rounds))
+            if row.window[-1] == config.eos_token_id:
+                row.finish("end_of_text")
+        attention = attention_weights(model, cache)
+    shown = {t for step in steps for t, _ in step.chosen.top}.union(row.window)
+    return Trace(
+        config=config,
+        numerics=numerics,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        threads=torch.get_num_threads(),
+        temperature=temperature,
+        seed=seed,
+        rounds=rounds,
+        prompt=given,
+        tokens=row.window,
+        finish_reason=row.result.finish_reason,
+        cache_kind=cache.kind,
+        capacity=cache.capacity,
+        cache_bytes=cache.nbytes,
+        bytes_per_token=cache.bytes_per_token(),
+        steps=steps,
+        attention=attention,
+        labels={t: _spelled(tokenizer, t).decode(errors="backslashreplace") for t in sorted(shown)},
+        pieces=list(_pieces(tokenizer, row.window)),
+    )
+
+
+def attention_weights(model: GPT, cache: KVCache) -> Tensor:
+    """The weights of all queries of a cache's text, in every layer and head: (L, H, S, S) float32.
+
+    Computed again, from the queries of an uncached pass and the keys in the cache: they are what
+    attention multiplies the values with, up to rounding.
+
+    Args:
+        cache: one row, of a kind that keeps all keys and knows its tokens.
+    """
+    tokens = torch.tensor(cache.tokens, device=model.device)  # (1, S)
+    with recording(model) as log:
+        model.next_logits(tokens)
+    S, weights = tokens.shape[1], []
+    future = torch.ones(S, S, dtype=torch.bool, device=model.device).triu(1)
+    for layer in range(model.config.n_layer):
+        q, _, _, _, scale, _ = log[f"h.{layer}.attn"].arguments  # (1, H, S, D)
+        k, _ = cache.layer(layer)  # (1, G, S, D)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q[0].float() @ k[0].float().mT * scale  # (H, S, S)
+        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1).cpu())
+    return torch.stack(weights)
+
+
+def multiplications(config: GPTConfig, positions: int, keys: int) -> int:
+    """Of a pass that computes so many positions, whose queries read so many keys together, and the
+    logits of the last position."""
+    kv_width = config.kv_heads * config.head_dim
+    matrices = config.n_embd * (2 * config.n_embd + 2 * kv_width + 2 * config.inner)
+    attention = 2 * keys * config.n_embd  # each query with its keys, each weight with its value
+    return config.n_layer * (positions * matrices + attention) + config.n_embd * config.vocab_size
+
+
+def write_html(trace: Trace, path: str | Path) -> None:
+    """Write a trace as one page that works from anywhere, also without a network.
+
+    Raises:
+        MinigptError: when the file cannot be written; an old file there survives.
+    """
+    content = json.dumps(trace.to_dict(), separators=(",", ":"))  # ASCII: the rest as \uXXXX
+    for mark in "<>&":  # so that no text of the trace can end the element that it stands in
+        content = content.replace(mark, f"\\u{ord(mark):04x}")
+    before, after = TEMPLATE.read_text(encoding="utf-8").split(SLOT)
+    path = Path(path)
+    try:
+        write_text(path, before + content + after)
+    except OSError as error:
+        raise MinigptError(
+            f"the trace could not be written to {path} ({error.strerror}): choose another file"
+        ) from error
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def _refuse_large(config: GPTConfig, given: int, longest: int) -> None:
+    heads = config.n_layer * config.n_head
+
+    def size(length: int) -> int:
+        return BYTES_PER_WEIGHT * heads * length * (length + 1) // 2
+
+    if size(longest) <= LARGEST_PAGE:
+        return
+    most = max(length for length in range(longest) if size(length) <= LARGEST_PAGE)
+    advice = f"lower max_new_tokens to {most - given + 1}"
+    if given > most:
+        advice = f"shorten the prompt of {given} tokens"
+    raise MinigptError(
+        f"the attention of {heads} heads over {longest} tokens makes a page of "
+        f"{size(longest) / 10**6:.0f} MB, needed at most {LARGEST_PAGE // 10**6} MB, which is "
+        f"{most} tokens: {advice}"
+    )
+
+
+def _warm_up(model: GPT, window: list[int], longest: int) -> None:
+    """What is done once, packing weights and certifying kernels, no step shall pay for."""
+    text = torch.tensor([(window * longest)[:longest]], device=model.device)
+    cache = model.new_cache(max_length=longest)
+    if longest > 1:
+        model.next_logits(text[:, :-1], cache)
+    model.next_logits(text[:, -1:], cache)
+    model.next_logits(text)
+
+
+def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
+    seen, length = len(cache), len(row.window)
+    everything = torch.tensor([row.window], device=model.device)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):  # in turns, for machines drift
+        cache.truncate(seen)
+        began = time.perf_counter()
+        cached = model.next_logits(everything[:, seen:], cache)[0].cpu()  # waits for the device
+        middle = time.perf_counter()
+        uncached = model.next_logits(everything)[0].cpu()  # (V,)
+        times[0].append(middle - began)
+        times[1].append(time.perf_counter() - middle)
+    token = row.take(cached)
+    assert token is not None  # nothing stops the row but its length
+
+    def work(first: int, seconds: list[float]) -> Work:
+        keys = sum(range(first + 1, length + 1))  # query t reads the keys up to itself
+        count = length - first
+        return Work(count, keys, multiplications(model.config, count, keys), median(seconds))
+
+    return Step(
+        length=length,
+        cached=work(seen, times[0]),
+        uncached=work(0, times[1]),
+        equal=torch.equal(cached, uncached),
+        max_difference=float((cached.float() - uncached.float()).abs().max()),
+        chosen=log_probabilities(cached, token, min(LIKELIEST, len(cached))),
+    )
+
+
+def _spelled(tokenizer: Tokenizer, token: int) -> bytes:
+    """A token's bytes; its number where the model has more tokens than the tokenizer."""
+    try:
+        return tokenizer.decode_bytes([token])
+    except MinigptError:
+        return b"[%d]" % token
+
+
+def _pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> Iterator[str]:
+    """Text, token by token; "" where a token ends within a character."""
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        yield utf8.decode(_spelled(tokenizer, token))

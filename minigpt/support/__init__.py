@@ -1,0 +1,1 @@
+"""What everything else leans on: errors, checks of arguments, memory, files."""

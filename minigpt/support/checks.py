@@ -1,0 +1,104 @@
+"""Small checks of arguments that several modules make alike."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minigpt.support.errors import MinigptError
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT
+
+
+def listed(values: Iterable[Any] | Tensor, name: str = "", needed: str = "a list") -> list[Any]:
+    """A list of what is in a list, a range, a tensor or an array.
+
+    Args:
+        name, needed: for the sentence, when it is none of these.
+
+    Raises:
+        MinigptError: then.
+    """
+    try:
+        found = values.tolist() if hasattr(values, "tolist") else list(values)
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without numbers, on "meta"
+        found = None
+    if not isinstance(found, list):  # of a tensor with one number and no dimension
+        told = f"{name} is {values!r}" if name else f"found a {type(values).__name__}"
+        raise MinigptError(f"{told}, needed {needed}")
+    return found
+
+
+def is_whole(value: object) -> bool:
+    """Is this an int, and not a bool?"""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Is this a float, or an int that a tensor could hold, and not a bool?"""
+    return isinstance(value, float) or (is_whole(value) and abs(value) < 2**63)  # type: ignore[arg-type]
+
+
+def whole(name: str, value: object) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if not is_whole(value) or value < 1:  # type: ignore[operator]
+        raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
+
+
+def path_of(place: str | Path) -> Path:
+    """A place in the file system, there or not.
+
+    Raises:
+        MinigptError: for what is no path, or one that no file system can hold.
+    """
+    try:
+        if b"\0" in os.fsencode(place) or isinstance(place, bytes):
+            raise ValueError
+        return Path(place)
+    except (TypeError, ValueError):  # ValueError: also of a lone surrogate
+        raise MinigptError(f"the path is {place!r}, needed a str or a Path") from None
+
+
+def is_model(model: GPT) -> None:
+    """Refuse anything but a model, such as the name of one."""
+    from minigpt.model import GPT  # here: the model's own modules use these checks
+
+    if not isinstance(model, GPT):
+        raise MinigptError(
+            f"the model is {model!r}, needed a minigpt.GPT: load one with GPT.from_pretrained()"
+        )
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        MinigptError: for one that is not there, or that torch was not built for.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # by device
+        reason = str(error).partition("\n")[0]
+        raise MinigptError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def plain_file(path: Path, most: int | None = None) -> None:
+    """Refuse what would hang or fill the memory if it were read.
+
+    Raises:
+        OSError: for a pipe, a device, a directory, or a file of more than `most` bytes.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is not a plain file")
+    if most is not None and found.st_size > most:
+        raise OSError(f"it has {found.st_size:,} bytes, needed at most {most:,}")

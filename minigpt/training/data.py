@@ -1,0 +1,433 @@
+"""Text to train on: from files to memory-mapped tokens, and from tokens to batches.
+
+A source is tokenized once, piece by piece, into a directory that appears whole or not at all; every
+later run maps it. Which windows make a batch depends on seed, step and row number only, so a
+resumed run, or several processes that share the rows, see what one uninterrupted run would.
+
+Letters as in `model.py`, and: `N` tokens of a text, `R` rows of a batch.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minigpt.support.errors import MinigptError
+from minigpt.support.files import aside, flush
+from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer, train_bpe
+from minigpt.training.stories import stories
+
+PIECE = 2**20  # bytes of a file in memory at a time
+BPE_SAMPLE = 2**26  # characters that byte pairs are learned from: the first so many
+STORIES_SEED = 1
+IGNORED = -100  # a target that does not count, as F.cross_entropy has it
+_SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
+FORMAT = 1  # of the cached files; a new number makes old ones be tokenized again
+
+Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
+Tokens = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized text: one part to train on, one held out, both memory-mapped.
+
+    Each part is documents in a row, with the end-of-text token before the first and after each.
+    """
+
+    tokenizer: Tokenizer
+    training: Tokens  # (N,) uint16, or uint32 where the vocabulary needs it
+    held_out: Tokens  # (N',)
+    held_out_bytes: int  # of the held-out text in UTF-8
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the held-out part; nats per token / ln 2 / this = bits per byte."""
+        return self.held_out_bytes / len(self.held_out)
+
+    def check(self, width: int, vocab_size: int) -> None:
+        """Refuse a model that these tokens do not suit.
+
+        Args:
+            width: tokens that a row of a batch takes; at most the model's context.
+            vocab_size: of the model.
+
+        Raises:
+            MinigptError: when either part is no longer than `width`, or tokens exceed the
+                vocabulary.
+        """
+        for name, part in (("training", self.training), ("held-out", self.held_out)):
+            if len(part) <= width:
+                raise MinigptError(
+                    f"the {name} text has {len(part)} tokens, needed more than one context of "
+                    f"{width}: give more text, or a model with a shorter context"
+                )
+        if self.tokenizer.n_vocab > vocab_size:
+            raise MinigptError(
+                f"the text has tokens up to {self.tokenizer.n_vocab - 1} and the model's "
+                f"vocabulary ends at {vocab_size - 1}: make a model with "
+                f"vocab_size={self.tokenizer.n_vocab}"
+            )
+
+
+def prepare(
+    source: str | Path,
+    tokenizer: Tokenizer | str,
+    directory: str | Path,
+    held_out: float = 0.1,
+) -> Corpus:
+    """Tokenize a source, or map what an earlier run has made of it.
+
+    The name of the cached copy carries a hash of the source's bytes. (Sizes and times would be
+    quicker to compare, but a copied file has new times, and an edited one may keep its own; a hash
+    reads a gigabyte in a few seconds, which tokenizing it takes minutes for.) Several runs may
+    start at once: each works in a directory of its own, and the first to finish renames it.
+
+    Args:
+        source: a text file; a `.jsonl` file, whose lines are objects with a "text"; a folder of
+            either, read in the order of their paths without the hidden ones; or "stories" or
+            "stories:COUNT", from the built-in generator. A file of text is one document, a line
+            of JSON another.
+        tokenizer: "char", "byte", "bpe:SIZE" (byte pairs learned from this text), "gpt2", or one
+            that is there already.
+        directory: where cached copies live.
+        held_out: share of the text that is not trained on: the last documents, cut between the
+            two that come closest to it. A single document is cut at a white space.
+
+    Raises:
+        MinigptError: when there is no text, or it is not UTF-8, or an argument cannot be used.
+    """
+    if not 0.0 < held_out < 1.0:
+        raise MinigptError(f"held_out is {held_out!r}, needed a share between 0 and 1")
+    if isinstance(tokenizer, str) and not re.fullmatch(r"char|byte|gpt2|bpe:\d+", tokenizer):
+        raise MinigptError(
+            f"tokenizer is {tokenizer!r}, needed 'char', 'byte', 'gpt2', or 'bpe:' and a "
+            f"vocabulary's size such as bpe:1024"
+        )
+    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
+    key = "\n".join((str(FORMAT), _hash_of_source(source), spec, repr(float(held_out))))
+    name = re.sub(r"[^\w.-]", "-", Path(source).name or "text")
+    home = Path(directory, f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}")
+    if not home.is_dir():
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with aside(home.parent) as staging:
+                made = staging / "corpus"
+                _tokenize(source, tokenizer, made, held_out)
+                for path in (*made.iterdir(), made):
+                    flush(path)
+                _rename(made, home)
+        except OSError as error:
+            raise MinigptError(
+                f"the tokens of {source} cannot be kept in {directory} ({error}): make room there, "
+                f"or choose another place"
+            ) from error
+    return _open(home)
+
+
+def documents(source: str | Path, piece: int = PIECE) -> Documents:
+    """The documents of a source, each an iterator over its text in pieces of about `piece` bytes.
+
+    Pieces end where a white space follows something else. No token of GPT-2's reaches across such
+    a place, so the pieces' tokens are the text's.
+
+    Raises:
+        MinigptError: as `prepare`, when the reading gets there.
+    """
+    count = _story_count(source)
+    if count is not None:
+        yield from (iter([story]) for story in stories(STORIES_SEED, count))
+        return
+    for path in _files(Path(source)):
+        if path.suffix == ".jsonl":
+            yield from (iter([text]) for text in _json_lines(path))
+        else:
+            yield _whole_words(_decoded(path, piece))
+
+
+def draws(seed: int, step: int, rows: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """A random number for each row of a step, (R,): a pure function of (seed, step, row).
+
+    SplitMix64 (Steele et al. 2014), applied to the three in turn: no generator whose state a
+    resumed run would have to restore, or two processes to share.
+    """
+    mixed = np.zeros(len(rows), np.uint64)
+    for part in (seed, step, np.asarray(rows, np.uint64)):
+        mixed += np.asarray(part, np.uint64)
+        with np.errstate(over="ignore"):  # arithmetic modulo 2**64
+            mixed += np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def windows(
+    tokens: Tokens,
+    width: int,
+    seed: int,
+    step: int,
+    rows: Sequence[int],
+    end_of_text: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Random windows of a text: what the model reads, and the tokens that follow.
+
+    Row r of a step is the same whoever asks for it: processes that share a step take their own
+    `rows` of it, and a resumed run goes on with the next `step`.
+
+    Args:
+        tokens: (N,), N > width.
+        width: T, tokens of a window.
+        seed, step: whole numbers from 0 on.
+        rows: which rows of the step's batch, such as range(rank * R, (rank + 1) * R).
+        end_of_text: the token between documents. With it a row keeps to one document: a window
+            that began less than `width` tokens into one begins at its start instead, and targets
+            of the documents after it are `IGNORED`. Without it a window is whatever comes.
+
+    Returns:
+        inputs and targets, (R, T) int64 each.
+
+    Raises:
+        MinigptError: when the text is no longer than the window.
+    """
+    if len(tokens) <= width:
+        raise MinigptError(
+            f"the text has {len(tokens)} tokens, needed more than one window of {width}: give "
+            f"more text, or make the window shorter"
+        )
+    starts = (draws(seed, step, rows) % np.uint64(len(tokens) - width)).astype(np.int64)
+    if end_of_text is not None:
+        back = np.maximum(starts[:, None] - np.arange(width), 0)  # (R, T), from the start backwards
+        is_end = tokens[back] == end_of_text
+        starts = np.where(is_end.any(1), back[np.arange(len(back)), is_end.argmax(1)], starts)
+    positions = starts[:, None] + np.arange(width + 1)  # (R, T + 1)
+    read = torch.from_numpy(tokens[positions].astype(np.int64))
+    inputs, targets = read[:, :-1], read[:, 1:].clone()
+    if end_of_text is not None:
+        ended = (inputs[:, 1:] == end_of_text).cumsum(1) > 0  # the first token opens the document
+        targets[:, 1:][ended] = IGNORED
+    return inputs.contiguous(), targets
+
+
+# --- from a source to documents ---
+
+
+def _story_count(source: str | Path) -> int | None:
+    match = re.fullmatch(r"stories(?::(\d+))?", str(source))
+    if not match or Path(source).exists():
+        return None
+    return int(match[1] or 40_000)
+
+
+def _files(source: Path) -> list[Path]:
+    if os.path.isdir(source):  # rather than source.is_dir(), which fails for a long name
+        inside = (path for path in sorted(source.rglob("*")) if path.is_file())
+        return [
+            path
+            for path in inside
+            if not any(part.startswith(".") for part in path.relative_to(source).parts)
+        ]
+    if not os.path.isfile(source):
+        raise MinigptError(
+            f"there is no file or folder {source}, needed a text file, a .jsonl file or a folder "
+            f"of them: correct the path"
+        )
+    return [source]
+
+
+def _read(path: Path, piece: int = PIECE) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(piece):
+                yield chunk
+    except OSError as error:
+        raise MinigptError(f"{path} cannot be read ({error}): check its permissions") from error
+
+
+def _decoded(path: Path, piece: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0  # bytes before what the decoder has in hand
+    for chunk in chain(_read(path, piece), [b""]):
+        waiting = len(decoder.getstate()[0])  # of a character that the last chunk cut
+        try:
+            yield decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise MinigptError(
+                f"byte {read - waiting + error.start} of {path} is no UTF-8, needed UTF-8 text: "
+                f"convert the file, for example with iconv"
+            ) from None
+        read += len(chunk)
+
+
+def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text, in pieces that end where a white space follows something else."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = re.match(r".*\S(?=[ \n])", held, re.DOTALL)
+        cut = found.end() if found else len(held) if len(held) > PIECE else 0
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.decode("utf-8"))["text"]
+                text.encode()  # JSON may spell half of a character, such as \ud800
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise MinigptError(
+                    f'line {number} of {path} is not a JSON object with a "text" in UTF-8, needed '
+                    f"one on each line: correct or remove it"
+                ) from None
+            yield text
+
+
+# --- from documents to a directory of tokens ---
+
+
+def _hash(parts: Iterable[str | bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
+
+
+def _hash_of_source(source: str | Path) -> str:
+    count = _story_count(source)
+    if count is not None:  # a change of the grammar shows in the first stories
+        return _hash([str(count), *stories(STORIES_SEED, 100)])
+    root = Path(source)
+    files = _files(root)
+    return _hash(
+        part
+        for path in files
+        for part in chain([f"\n{path.relative_to(root)} {path.suffix}\n"], [_hash(_read(path))])
+    )
+
+
+def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
+    if isinstance(spec, Tokenizer):
+        return spec
+    if spec == "byte":
+        return byte_tokenizer()
+    if spec == "gpt2":
+        return Tokenizer.from_pretrained("gpt2")
+    pieces = chain.from_iterable(documents(source))
+    if spec == "char":
+        return CharTokenizer(sorted(set().union(*pieces)))
+    return train_bpe(_first(pieces, BPE_SAMPLE), int(spec.removeprefix("bpe:")))
+
+
+def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
+    for piece in pieces:
+        yield piece[:count]
+        count -= len(piece)
+        if count <= 0:
+            return
+
+
+def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
+    """Characters of all documents, and after how many of them the held-out part begins."""
+    starts = array("Q")  # of each document
+    total = 0
+    for document in documents(source):
+        begin = total
+        total += sum(map(len, document))
+        if total > begin:
+            starts.append(begin)
+    if total == 0:
+        raise MinigptError(f"{source} is empty, needed some text: choose another file or folder")
+    wanted = round(total * (1 - held_out))
+    return total, min(starts[1:], key=lambda start: abs(start - wanted), default=wanted)
+
+
+def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
+    """(held out?, a piece of text) and (held out?, None) where an end-of-text token belongs."""
+    done = 0  # characters
+    yield False, None
+    for document in documents(source):
+        begin = done
+        for piece in document:
+            at = min(max(cut - done, 0), len(piece))
+            if 0 < at < len(piece):  # in the only document: go on to the next white space
+                space = _SPACE_AHEAD.search(piece, at - 1)
+                at = space.end() if space else at
+            yield False, piece[:at]
+            yield True, piece[at:]
+            done += len(piece)
+        if done > begin:
+            yield done > cut, None
+            if done == cut:
+                yield True, None
+
+
+def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_out: float) -> None:
+    """Write both parts' tokens, the tokenizer and `corpus.json`."""
+    from tqdm import tqdm
+
+    total, cut = _cut(source, held_out)
+    tokenizer = _tokenizer_for(spec, source)
+    tokenizer.save_pretrained(directory)
+    dtype = np.dtype("<u2" if tokenizer.n_vocab <= 2**16 else "<u4")
+    separator = [] if tokenizer.eot_token is None else [tokenizer.eot_token]
+    held_out_bytes = 0
+    with (
+        open(directory / "training.bin", "wb") as training,
+        open(directory / "held_out.bin", "wb") as rest,
+        tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, leave=False) as bar,
+    ):
+        for is_held_out, text in _split(source, cut):
+            ids = separator if text is None else tokenizer.encode(text)
+            (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
+            held_out_bytes += len(text.encode()) if text and is_held_out else 0
+            bar.update(len(text or ""))
+    about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes}
+    (directory / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _rename(made: Path, home: Path) -> None:
+    try:
+        os.rename(made, home)
+        flush(home.parent)
+    except OSError:
+        if not home.is_dir():  # else another run was quicker, and has made the same
+            raise
+
+
+def _open(home: Path) -> Corpus:
+    try:
+        about = json.loads((home / "corpus.json").read_text(encoding="utf-8"))
+        dtype, held_out_bytes = np.dtype(about["dtype"]), int(about["held_out_bytes"])
+        training, held_out = (_map(home / name, dtype) for name in ("training.bin", "held_out.bin"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MinigptError(
+            f"the cached tokens in {home} cannot be read ({error}): remove that directory, and "
+            f"they are made again"
+        ) from error
+    return Corpus(Tokenizer.from_pretrained(home), training, held_out, held_out_bytes)
+
+
+def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")

@@ -1,0 +1,179 @@
+"""What a run learns from, and the model that it starts with, as its configuration says.
+
+A source hands out windows: which ones are in a step is a function of the seed and the step's
+number, never of what was asked for before. Files become tokens in `data.py`, problems are drawn in
+`tasks.py`; the loop that asks is in `train.py`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.model import GPT
+from minigpt.support.errors import MinigptError
+from minigpt.tokenizer import Tokenizer
+from minigpt.training import data
+from minigpt.training.recipes import TrainConfig
+from minigpt.training.tasks import TASKS, Problem, Task
+
+ROWS = 64  # windows in one pass of an evaluation
+PROBLEMS = 1_000  # unseen ones to evaluate on, where all of them would be too many ...
+SHOWN = 1  # ... drawn from this seed; accuracy at the end is measured on those of another
+Batch = tuple[Tensor, Tensor]  # inputs and targets, (R, T) int64; a target of -100 does not count
+
+
+class Source(Protocol):
+    """Where windows come from."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def width(self) -> int:
+        """T, tokens in a window."""
+        ...
+
+    def batch(self, step: int, rows: Sequence[int]) -> Batch:
+        """Some rows of one step's windows: the same whenever, and whoever, asks."""
+        ...
+
+    def held_out(self, most: int | None = None) -> Iterator[Batch]:
+        """Windows that are never trained on, at most so many, always the same."""
+        ...
+
+    def prompt(self) -> list[int]:
+        """What a sample begins with."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Differs when the data do."""
+        ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of a text: random ones to train on, and one after another of what is held out."""
+
+    corpus: data.Corpus
+    width: int
+    seed: int
+    documents: bool = False  # keep a window to one document
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
+
+    def batch(self, step: int, rows: Sequence[int]) -> Batch:
+        end = self.tokenizer.eot_token if self.documents else None
+        return data.windows(self.corpus.training, self.width, self.seed, step, rows, end)
+
+    def held_out(self, most: int | None = None) -> Iterator[Batch]:
+        tokens, width = self.corpus.held_out, self.width
+        count = (len(tokens) - 1) // width
+        # Fewer than all are spread over the text, which may change its subject on the way.
+        chosen = np.linspace(0, count, min(count, most or count), endpoint=False).astype(np.int64)
+        for first in range(0, len(chosen), ROWS):
+            positions = width * chosen[first : first + ROWS, None] + np.arange(width + 1)
+            read = torch.from_numpy(tokens[positions].astype(np.int64))  # (R, T + 1)
+            yield read[:, :-1], read[:, 1:]
+
+    def prompt(self) -> list[int]:
+        end = self.tokenizer.eot_token
+        return [int(self.corpus.held_out[0]) if end is None else end]
+
+    def fingerprint(self) -> str:
+        training = self.corpus.training
+        ends = np.concatenate((training[: 2**20], training[-(2**20) :]))
+        return f"{len(training)}-{zlib.crc32(ends.tobytes())}-{self.tokenizer.fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Windows of one problem each; only the answers count."""
+
+    task: Task
+    seed: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.task.tokenizer
+
+    @property
+    def width(self) -> int:
+        return self.task.context
+
+    def batch(self, step: int, rows: Sequence[int]) -> Batch:
+        return self.task.batch(self.seed, step, rows)
+
+    def held_out(self, most: int | None = None) -> Iterator[Batch]:
+        end, question_length = self.task.tokenizer.eot_token, self.task.lengths[0]
+        for part in _cut(self.task.unseen(most or PROBLEMS, SHOWN), ROWS):
+            read = torch.tensor([[*self.tokenizer.encode(q + a), end] for q, a in part])
+            targets = read[:, 1:].clone()  # (R, T)
+            targets[:, : question_length - 1] = data.IGNORED
+            yield read[:, :-1], targets
+
+    def prompt(self) -> list[int]:
+        [(question, _)] = self.task.unseen(1, SHOWN)
+        return self.tokenizer.encode(question)
+
+    def fingerprint(self) -> str:
+        return f"{self.task.name}-{self.tokenizer.fingerprint[:16]}"
+
+
+def _cut(problems: list[Problem], size: int) -> Iterator[list[Problem]]:
+    for first in range(0, len(problems), size):
+        yield problems[first : first + size]
+
+
+def open_source(config: TrainConfig, cache: str | Path) -> Source:
+    """The data or the task of a run; text is tokenized in `cache`, unless it is there already.
+
+    Raises:
+        MinigptError: when there is no such data or task, or not enough of it.
+    """
+    if config.task:
+        return Problems(TASKS[config.task], config.seed)
+    tokenizer: Tokenizer | str = config.tokenizer
+    if config.start:
+        tokenizer = Tokenizer.from_pretrained(config.start)
+    corpus = data.prepare(config.data, tokenizer, cache, config.held_out)
+    corpus.check(config.n_positions, corpus.tokenizer.n_vocab)
+    return Text(corpus, config.n_positions, config.seed, config.documents)
+
+
+def starting_model(config: TrainConfig, source: Source) -> GPT:
+    """New weights, drawn from the seed; or those of the checkpoint to start from, in float32.
+
+    Raises:
+        MinigptError: when that checkpoint does not suit the source.
+    """
+    torch.manual_seed(config.seed)
+    tokenizer = source.tokenizer
+    if config.start:
+        model = GPT.from_pretrained(config.start, torch.float32)
+        shape, p = model.config, config.dropout
+        shape = replace(shape, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    else:
+        shape = config.shape(tokenizer.n_vocab, tokenizer.eot_token)
+    for what, found, needed in (
+        ("a vocabulary", shape.vocab_size, tokenizer.n_vocab),
+        ("a context", shape.n_positions, source.width),
+    ):
+        if found < needed:
+            raise MinigptError(
+                f"the model has {what} of {found} and the data need one of {needed}: change "
+                f"n_positions or the tokenizer, or start from another checkpoint"
+            )
+    fresh = GPT(shape)
+    if config.start:
+        fresh.load_state_dict(model.state_dict())  # copied: the files stay as they are
+    return fresh
