@@ -593,7 +593,7 @@ class TestAMistake:
         ("arguments", "sentence"),
         [
             ((), "the following arguments are required: COMMAND"),
-            (("dream",), "invalid choice: 'dream'"),
+            (("dream",), "there is no command 'dream', needed one of generate, play, verify, "),
             (("verify", "--numerics", "quick"), "invalid choice: 'quick'"),
             (("verify", "--prompt", "x", "--tokens", "3"), "not allowed with"),
             (("generate", "--no-cache", "--compare"), "not allowed with"),
