@@ -4,10 +4,8 @@ Names are loaded when they are first used, so that `import minigpt` takes no tim
 used brings PyTorch along.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # for type checkers and editors; the table below says the same to Python
+TYPE_CHECKING = False  # type checkers take it for true; `typing` has it too, and is slow to import
+if TYPE_CHECKING:  # for them and for editors; the table below says the same to Python
     from minigpt.cache.base import KVCache
     from minigpt.config import GPTConfig
     from minigpt.generation.batch import generate_batch
@@ -77,6 +75,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    from importlib import import_module
+
     found = getattr(import_module(_HOMES[name]), name)
     globals()[name] = found  # the next use finds it without asking here
     return found
