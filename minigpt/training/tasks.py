@@ -183,7 +183,7 @@ def continue_greedily(model: GPT, tokens: Tensor, count: int, use_cache: bool = 
     """The likeliest next tokens of several texts of one length: (B, T) -> (B, count) on the CPU."""
     import torch
 
-    from minigpt.generation.decoding import evaluating
+    from minigpt.support.modes import evaluating
 
     tokens = tokens.to(model.device)
     length = tokens.shape[1] + count - 1  # the last token is not read again

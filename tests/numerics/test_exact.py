@@ -1,0 +1,308 @@
+"""Exact numerics: rows keep their bits in any company, and the certificates can fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.numerics import certificates, exact
+from minigpt.numerics.base import ACTIVATION, plain_linear
+from minigpt.numerics.certificates import (
+    SIZES,
+    AttentionShape,
+    LinearCalls,
+    LinearShape,
+    Place,
+    RowwiseShape,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
+
+
+def decoded(model, tokens, chunks, **options):
+    """Logits (T, V) of one text, fed to a cache in chunks of these lengths."""
+    cache = model.new_cache(**options)
+    with torch.inference_mode():
+        return torch.cat([model(part, cache=cache)[0] for part in tokens.split(chunks, dim=1)])
+
+
+@pytest.fixture
+def no_certificates(monkeypatch):
+    """As on a machine where no probe passes: only what is exact by construction is left."""
+    monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}, ()))
+    monkeypatch.setattr(exact, "rowwise_sizes", lambda shape: (1,))
+    monkeypatch.setattr(exact, "attention_sizes", lambda shape: ())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [{}, {"n_kv_head": 1}])
+def test_decoding_one_by_one_equals_the_uncached_pass(make_model, text, dtype, heads):
+    model, tokens = make_model(numerics="exact", dtype=dtype, **heads), text(1, 160)
+    assert torch.equal(decoded(model, tokens, [1] * 160), model(tokens)[0])
+
+
+@pytest.mark.parametrize("chunks", [[159, 1], [1, 159], [127, 1, 32], [128, 32], [3, 130, 27]])
+def test_every_chunking_equals_the_uncached_pass(exact, text, chunks):
+    tokens = text(1, 160)
+    assert torch.equal(decoded(exact, tokens, chunks), exact(tokens)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_holds_by_construction_alone(no_certificates, make_model, text, dtype):
+    model, tokens = make_model(numerics="exact", dtype=dtype, n_kv_head=1), text(1, 140)
+    want = model(tokens)[0]
+    assert torch.equal(decoded(model, tokens, [100, 27, *[1] * 13]), want)
+    batch = torch.cat([text(2, 140, seed=5), tokens])
+    assert torch.equal(model(batch)[2], want)
+
+
+def test_construction_and_certificates_give_the_same_bits(make_model, text, request):
+    model, tokens = make_model(numerics="exact"), text(2, 60)
+    certified = model(tokens)
+    request.getfixturevalue("no_certificates")
+    assert torch.equal(model(tokens), certified)
+
+
+@pytest.mark.parametrize("capacity", [133, 140, 160])
+def test_the_caches_capacity_does_not_matter(exact, text, capacity):
+    tokens = text(1, 133)
+    got = decoded(exact, tokens, [100, 30, 1, 1, 1], max_length=capacity)
+    assert torch.equal(got, exact(tokens)[0])
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_the_number_of_threads_does_not_matter(make_model, text, threads, count):
+    model, tokens = make_model(numerics="exact", n_inner=1000), text(1, 150)
+    want = model(tokens)
+    threads(count)
+    assert torch.equal(model(tokens), want)
+    assert torch.equal(decoded(model, tokens, [140, *[1] * 10]), want[0])
+
+
+def test_changing_the_threads_asks_for_new_certificates(make_model, text, threads):
+    model, tokens = make_model(numerics="exact", n_embd=51), text(1, 9)
+    threads(2)
+    model(tokens)
+    probed = certificates.certified_calls.cache_info().misses
+    model(tokens)
+    assert certificates.certified_calls.cache_info().misses == probed
+    threads(1)
+    model(tokens)
+    assert certificates.certified_calls.cache_info().misses > probed
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_less_precise_products_are_exact_too(exact, text, precision):
+    tokens, before = text(1, 140), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(decoded(exact, tokens, [100, *[1] * 40]), exact(tokens)[0])
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch sets precision globally only"
+)
+def test_precision_set_for_one_backend_alone_is_exact_too(exact, text):
+    settings, tokens = torch.backends.mkldnn.matmul, text(1, 140)
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        assert torch.equal(decoded(exact, tokens, [100, *[1] * 40]), exact(tokens)[0])
+    finally:
+        settings.fp32_precision = before
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 6, 7, 9, 12])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_narrow_models_are_exact(text, width, dtype):
+    """Sums of two or three terms, where a kernel differs by when it adds the bias."""
+    torch.manual_seed(width)
+    heads = max(n for n in (1, 2, 3) if width % n == 0)
+    config = GPTConfig(40, 40, width, 2, heads, initializer_range=1.0)
+    model = GPT(config, numerics="exact").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+    model, tokens = model.to(dtype), text(1, 40, vocab_size=40)
+    assert torch.equal(decoded(model, tokens, [17, 2, *[1] * 21]), model(tokens)[0])
+
+
+def test_gradient_mode_does_not_matter(exact, text):
+    tokens = text(1, 50)
+    with torch.inference_mode():
+        want = exact(tokens)
+    assert torch.equal(exact(tokens).detach(), want)
+
+
+def test_autocast_is_refused(exact, text):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(MinigptError, match="autocast"):
+        exact(text(1, 5))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compilation_is_refused(exact, text):
+    compiled = torch.compile(exact, backend="eager")
+    with pytest.raises(MinigptError, match=r"torch\.compile chooses kernels of its own"):
+        compiled(text(1, 5))
+    torch._dynamo.reset()
+
+
+def test_probing_leaves_the_users_random_numbers_alone(make_model, text):
+    model = make_model(numerics="exact", n_embd=57)
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    model(text(1, 5))
+    assert torch.equal(torch.rand(3), want)
+
+
+class TestACertificate:
+    """... is refused to a kernel whose bits depend on company, however slightly."""
+
+    SHAPE = LinearShape(96, 64, by_column=False, has_bias=True, place=PLACE)
+
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch):
+        monkeypatch.setattr("minigpt.numerics.packed.Packed.kernel", lambda self, weight: None)
+        self.forget()
+        yield
+        self.forget()
+
+    def forget(self):
+        certificates.certified_calls.cache_clear()
+        certificates.rowwise_sizes.cache_clear()
+        certificates.attention_sizes.cache_clear()
+
+    @staticmethod
+    def split_sum(x, weight, bias):
+        """The product with its sum cut in two: the same number, other last bits."""
+        half = x.shape[-1] // 2
+        first = plain_linear(x[..., :half], weight[:half], bias)
+        return first + plain_linear(x[..., half:], weight[half:], None)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_another_order_of_summation_in_wide_calls(self, monkeypatch, dtype):
+        def plain(x, weight, bias):
+            wide = x.shape[0] >= 64
+            return self.split_sum(x, weight, bias) if wide else plain_linear(x, weight, bias)
+
+        place = Place(dtype, torch.device("cpu"), 2, "highest")
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        sizes = certificates.certified_calls(self.SHAPE._replace(place=place)).sizes
+        assert 16 in sizes
+        assert not {64, 128, 256} & set(sizes)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_a_bias_that_is_added_at_another_place_of_the_sum(self, monkeypatch, dtype):
+        def plain(x, weight, bias):
+            if x.shape[0] < 64:
+                return plain_linear(x, weight, None) + bias
+            start = torch.addmm(bias.float(), x[:, :1].float(), weight[:1].float())
+            return (start + x[:, 1:].float() @ weight[1:].float()).to(x.dtype)
+
+        place = Place(dtype, torch.device("cpu"), 2, "highest")
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        sizes = certificates.certified_calls(self.SHAPE._replace(place=place)).sizes
+        assert 16 in sizes
+        assert not {64, 128, 256} & set(sizes)
+
+    def test_for_one_place_of_a_wide_call_that_is_treated_differently(self, monkeypatch):
+        def plain(x, weight, bias):
+            y = plain_linear(x, weight, bias)
+            if x.shape[0] == 128:
+                y[77] = self.split_sum(x[77:78], weight, bias)[0]
+            return y
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert 128 not in certificates.certified_calls(self.SHAPE).sizes
+
+    def test_for_rows_that_see_their_neighbours(self, monkeypatch):
+        def plain(x, weight, bias):
+            return plain_linear(x, weight, bias) + 1e-6 * x.mean()
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert certificates.certified_calls(self.SHAPE).sizes == ()
+
+    def test_for_places_that_are_not_alike_even_in_the_reference_call(self, monkeypatch):
+        def plain(x, weight, bias):
+            y = plain_linear(x, weight, bias)
+            y[3] = self.split_sum(x[3:4], weight, bias)[0]
+            return y
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert certificates.certified_calls(self.SHAPE).sizes == ()
+
+    def test_for_an_activation_with_other_code_at_the_end_of_a_call(self, monkeypatch):
+        def gelu(x):
+            y = F.gelu(x, approximate="tanh")
+            if x.ndim == 2 and x.shape[0] > 4:
+                y[-1, -1] = torch.nextafter(y[-1, -1], torch.tensor(torch.inf))
+            return y
+
+        monkeypatch.setitem(ACTIVATION, "gelu_new", gelu)
+        assert certificates.rowwise_sizes(RowwiseShape("gelu_new", 96, PLACE)) == (
+            1,
+            2,
+            4,
+        )
+
+    def test_for_attention_whose_sums_are_cut_by_the_number_of_queries(self, monkeypatch):
+        def mix(weights, v):
+            half = 37  # no kernel cuts its sums there of its own accord
+            if weights.shape[1] < 8:
+                return plain_mix(weights[..., :half], v[:, :half]) + plain_mix(
+                    weights[..., half:], v[:, half:]
+                )
+            return plain_mix(weights, v)
+
+        plain_mix = certificates.attention_mix
+        monkeypatch.setattr(certificates, "attention_mix", mix)
+        shape = AttentionShape(1, 2, 1, 256, 32, PLACE)
+        sizes = certificates.attention_sizes(shape)
+        assert 4 not in sizes
+        assert 16 in sizes
+
+    def test_and_the_model_is_exact_all_the_same(self, monkeypatch, make_model, text):
+        def plain(x, weight, bias):
+            few = x.shape[0] in (1, 2, 4, 32)
+            return self.split_sum(x, weight, bias) if few else plain_linear(x, weight, bias)
+
+        for module in (certificates, exact):
+            monkeypatch.setattr(module, "plain_linear", plain)
+        model, tokens = make_model(numerics="exact"), text(1, 50)
+        assert torch.equal(decoded(model, tokens, [20, *[1] * 30]), model(tokens)[0])
+
+
+def test_a_batch_that_no_call_takes_whole_is_computed_row_by_row(monkeypatch, make_model, text):
+    model, batch = make_model(numerics="exact"), text(3, 140)
+    want = model(batch)
+    certified = exact.attention_sizes
+    monkeypatch.setattr(
+        exact, "attention_sizes", lambda shape: certified(shape) if shape.batch_size == 1 else ()
+    )
+    assert torch.equal(model(batch), want)
+
+
+class TestPlan:
+    """Rows are cut into calls of allowed sizes, and each row is in exactly one."""
+
+    @pytest.mark.parametrize("rows", [1, 3, 16, 17, 100, 1000, 1500])
+    @pytest.mark.parametrize("allowed", [set(), {1}, {16}, {2, 16, 128}, set(SIZES)])
+    def test_every_row_is_taken_once_in_an_allowed_size(self, rows, allowed):
+        cuts = exact.plan(rows, tuple(allowed))
+        assert sum(take for take, _ in cuts) == rows
+        assert all(take <= size for take, size in cuts)
+        assert {size for _, size in cuts} <= (allowed or {exact.TILE})
+
+    def test_with_nothing_allowed_each_row_goes_alone(self):
+        assert exact.plan(3, ()) == [(1, exact.TILE)] * 3
+
+    def test_a_few_rows_are_padded_and_many_are_not(self):
+        assert exact.plan(5, (1, 8, 16)) == [(5, 8)]
+        assert exact.plan(600, (8, 64, 512, 1024)) == [(512, 512), (64, 64), (24, 64)]

@@ -1,0 +1,261 @@
+"""A trace holds the model's own numbers, and its page holds the trace, whatever the text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import minigpt
+from minigpt import GPT, MinigptError, Tokenizer
+from minigpt.commands.cli import main
+from minigpt.generation.sampling import log_probabilities
+from minigpt.numerics.recorder import recording
+from minigpt.study import tracing as trace_module
+from minigpt.study.plot import head_state
+from minigpt.study.tracing import SLOT, TEMPLATE, multiplications, trace, write_html
+from minigpt.tokenizer import byte_tokenizer
+from tests.helpers import TOY
+
+IDS = list(b"Hello")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+
+
+@pytest.fixture
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def exact(make_model):
+    return make_model(numerics="exact", vocab_size=257)
+
+
+@pytest.fixture
+def traced(exact, tokenizer):
+    return trace(exact, tokenizer, "Hello", 6, rounds=1)
+
+
+class TestTokens:
+    @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 5, "top_k": 9}])
+    def test_are_those_of_generate(self, exact, tokenizer, settings):
+        out = minigpt.generate(exact, IDS, 6, **settings)
+        assert trace(exact, tokenizer, "Hello", 6, rounds=1, **settings).tokens == IDS + out.tokens
+
+    def test_may_be_given_as_ids(self, exact, tokenizer, traced):
+        assert trace(exact, tokenizer, IDS, 6, rounds=1).tokens == traced.tokens
+
+    def test_end_with_the_end_of_text(self, exact, make_model, tokenizer):
+        drawn = {"temperature": 1.0, "rounds": 1}
+        whole = trace(exact, tokenizer, "Hello", 6, **drawn)
+        model = make_model(numerics="exact", vocab_size=257, eos_token_id=whole.tokens[6])
+        ended = trace(model, tokenizer, "Hello", 6, **drawn)
+        assert ended.tokens == whole.tokens[:7]
+        assert (len(ended.steps), ended.finish_reason) == (2, "end_of_text")
+
+    def test_end_with_the_context(self, make_model, tokenizer):
+        model = make_model(numerics="exact", vocab_size=257, n_positions=8)
+        ended = trace(model, tokenizer, "Hello", 6, rounds=1)
+        assert [step.length for step in ended.steps] == [5, 6, 7, 8]
+        assert (ended.finish_reason, ended.capacity) == ("context", 8)
+
+    def test_of_an_empty_prompt_start_from_the_end_of_text(self, make_model, tokenizer):
+        model = make_model(numerics="exact", vocab_size=257, eos_token_id=256)
+        assert trace(model, tokenizer, "", 1, rounds=1).tokens[0] == 256
+
+    def test_have_their_text_also_where_characters_are_cut(self, exact, tokenizer):
+        found = trace(exact, tokenizer, "a€", 1, rounds=1)
+        assert found.pieces[:4] == ["a", "", "", "€"]
+        assert [found.labels[token] for token in found.tokens[:4]] == [
+            "a",
+            r"\xe2",
+            r"\x82",
+            r"\xac",
+        ]
+
+    def test_beyond_the_tokenizer_are_shown_by_number(self, make_model, tokenizer):
+        found = trace(make_model(vocab_size=260), tokenizer, [65, 258], 1, rounds=1)
+        assert (found.labels[258], found.pieces[1]) == ("[258]", "[258]")
+
+
+class TestSteps:
+    def test_count_what_is_computed_and_read(self, traced):
+        cached = [(step.cached.positions, step.cached.keys) for step in traced.steps[:3]]
+        uncached = [(step.uncached.positions, step.uncached.keys) for step in traced.steps[:3]]
+        assert cached == [(5, 15), (1, 6), (1, 7)]
+        assert uncached == [(5, 15), (6, 21), (7, 28)]
+
+    def test_count_the_multiplications_of_every_product(self, make_model):
+        model = make_model(vocab_size=257, n_kv_head=1, n_inner=100)
+        with recording(model) as log:
+            model.next_logits(torch.tensor([IDS]))
+        products = 0
+        for call in log.values():
+            if call.kind == "linear":
+                products += call.output.numel() * call.arguments[1].shape[0]
+            if call.kind == "attention":  # 15 keys are read, for scores and for the mix
+                products += 2 * 15 * call.output.shape[1] * call.output.shape[3]
+        assert multiplications(model.config, 5, 15) == products
+
+    def test_have_the_models_probabilities(self, exact, traced):
+        for step in traced.steps:
+            logits = exact(torch.tensor([traced.tokens[: step.length]]))[0, -1]
+            assert step.chosen == log_probabilities(logits, traced.tokens[step.length], 10)
+
+    def test_take_time_in_both_ways(self, traced):
+        assert all(step.cached.seconds > 0 < step.uncached.seconds for step in traced.steps)
+
+    def test_are_equal_under_exact_numerics(self, traced):
+        assert [(step.equal, step.max_difference) for step in traced.steps] == [(True, 0.0)] * 6
+
+    def test_may_differ_under_fast_numerics(self, make_model, tokenizer, row_counts_matter):
+        found = trace(make_model(vocab_size=257), tokenizer, "Hello", 3, rounds=1)
+        assert [step.equal for step in found.steps] == [True, False, False]  # the prefill is one
+        assert found.steps[1].max_difference > 0
+        assert found.numerics == "fast"
+
+
+class TestAttention:
+    def test_is_what_each_head_reads(self, make_model, tokenizer):
+        model = make_model(numerics="exact", vocab_size=257, n_kv_head=1)
+        found = trace(model, tokenizer, "Hello", 4, rounds=1)
+        assert found.attention.shape == (2, 3, 8, 8)
+        for layer in range(2):
+            for head in range(3):
+                want = head_state(model, found.tokens[:-1], layer, head)[2]
+                # Added up in another order for all heads at once: float32 rounds at about 1e-7.
+                assert torch.allclose(found.attention[layer, head], want, atol=1e-6)
+
+    def test_adds_up_to_one_and_sees_nothing_later(self, traced):
+        assert torch.allclose(traced.attention.sum(-1), torch.ones(2, 3, 10))
+        assert torch.equal(traced.attention, traced.attention.tril())
+
+    def test_is_written_in_thousandths_up_to_the_query(self, traced):
+        rows = traced.to_dict()["attention"][1][2]
+        assert [len(row) for row in rows] == list(range(1, 11))
+        want = (1000 * traced.attention[1, 2, 9]).round().tolist()
+        assert rows[9] == want
+
+
+def test_the_cache_is_described_as_it_was(exact, traced):
+    assert traced.capacity == 10  # the last token's keys are never needed
+    assert traced.bytes_per_token == exact.cache_spec.bytes_per_token
+    assert traced.cache_bytes == exact.new_cache(max_length=10).nbytes
+
+
+def test_a_model_in_training_is_so_afterwards(exact, tokenizer):
+    exact.train()
+    assert trace(exact, tokenizer, "Hello", 1, rounds=1).steps[0].equal
+    assert exact.training
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("prompt", "settings", "sentence"),
+        [
+            ("Hello", {"max_new_tokens": 0}, "max_new_tokens is 0, needed a whole number"),
+            ("Hello", {"rounds": 0}, "rounds is 0, needed a whole number"),
+            ("Hello", {"temperatur": 1}, "'temperatur' is not a setting"),
+            ("x" * 161, {}, "161 tokens, but this model's context is 160"),
+            ("", {}, "the prompt is empty"),
+            ("\ud800", {}, "lone surrogate"),
+        ],
+    )
+    def test_are_a_sentence(self, exact, tokenizer, prompt, settings, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            trace(exact, tokenizer, prompt, **settings)
+
+    def test_of_a_large_page_say_what_fits(self, exact, tokenizer, monkeypatch):
+        monkeypatch.setattr(trace_module, "LARGEST_PAGE", 3 * 6 * 8 * 9 // 2)  # of 8 tokens
+        assert len(trace(exact, tokenizer, "Hello", 4, rounds=1).steps) == 4
+        with pytest.raises(MinigptError, match="9 tokens makes a page .*lower max_new_tokens to 4"):
+            trace(exact, tokenizer, "Hello", 5)
+        with pytest.raises(MinigptError, match="8 tokens: shorten the prompt of 9 tokens"):
+            trace(exact, tokenizer, "Hellooooo", 1)
+
+
+class TestThePage:
+    @pytest.fixture
+    def parts(self, tmp_path):
+        """parts(trace): the page around the JSON, and what the JSON says."""
+
+        def split(found):
+            write_html(found, tmp_path / "trace.html")
+            page = (tmp_path / "trace.html").read_text(encoding="utf-8")
+            before, after = TEMPLATE.read_text(encoding="utf-8").split(SLOT)
+            assert page.startswith(before)
+            assert page.endswith(after)
+            return page[len(before) : -len(after)]
+
+        return split
+
+    def test_holds_the_trace(self, traced, parts):
+        assert json.loads(parts(traced)) == json.loads(json.dumps(traced.to_dict()))
+
+    @pytest.mark.parametrize(
+        "text", ["</script><script>alert(1)", "<!--<script>", "\"'\\", "\ud800", "🦊\u2028\0", SLOT]
+    )
+    def test_is_not_broken_by_a_text(self, traced, parts, text):
+        content = parts(replace(traced, pieces=[text] * 11, labels={72: text}))
+        assert not set(content) & set("<>&")
+        assert content.isascii()
+        assert json.loads(content)["pieces"] == [text] * 11
+        assert json.loads(content)["labels"] == {"72": text}
+
+    def test_fetches_nothing(self):
+        template = TEMPLATE.read_text(encoding="utf-8")
+        assert "default-src 'none'" in template
+        assert not any(mark in template for mark in ("http:", "https:", "//cdn", "@import", "url("))
+
+    def test_of_sixty_tokens_is_small(self, tmp_path):
+        model, tokenizer = GPT.from_pretrained(TOY), Tokenizer.from_pretrained(TOY)
+        write_html(trace(model, tokenizer, "Once upon a time", 57, rounds=1), tmp_path / "t.html")
+        assert (tmp_path / "t.html").stat().st_size < 300_000
+
+    def test_needs_a_place_and_leaves_nothing_half_written(self, traced, tmp_path):
+        with pytest.raises(MinigptError, match="could not be written to .*nowhere"):
+            write_html(traced, tmp_path / "nowhere" / "trace.html")
+        with pytest.raises(MinigptError, match="could not be written to"):
+            write_html(traced, tmp_path)  # a directory
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestTheCommand:
+    @pytest.fixture
+    def run(self, capsys, tmp_path):
+        def call(*arguments):
+            code = main(["trace", "--model", str(TOY), "--max-new-tokens", "3", *arguments])
+            return code, *capsys.readouterr()
+
+        return call
+
+    def test_writes_the_page_and_says_what_it_measured(self, run, tmp_path):
+        path = tmp_path / "fox.html"
+        code, out, err = run("--prompt", "The fox", "--out", str(path))
+        assert (code, out) == (0, f"{path}\n")
+        assert "3 steps" in err
+        assert "logits equal at 3 of 3" in err
+        assert "The prompt" in path.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["--prompt", "The fox", "--out", "/nowhere/t.html"], "choose a file in a directory"),
+            (["--prompt", "word " * 300], "but this model's context is 256: shorten it"),
+            (["--prompt", "a\udcff"], "lone surrogate"),
+            (["--prompt", "The fox", "--temperature", "-1"], "temperature is -1.0"),
+        ],
+    )
+    def test_refuses_in_a_sentence(self, run, tmp_path, monkeypatch, arguments, sentence):
+        monkeypatch.chdir(tmp_path)
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert sentence in err
+        assert err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
