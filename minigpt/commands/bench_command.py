@@ -28,10 +28,11 @@ def add(commands: Subcommands) -> None:
     precision_option(command)
     device_options(command)
     command.add_argument(
-        "--only", metavar="SECTION[,SECTION]",
+        "--only",
+        metavar="SECTION[,SECTION]",
         help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits "
         "(default all)",
-    )  # fmt: skip
+    )
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
     command.add_argument("--quick", action="store_true", help="as little as shows that it works")
     command.add_argument(

@@ -29,6 +29,7 @@ from minigpt.commands import (
     verify_command,
 )
 from minigpt.commands.options import Parser, say
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.wording import meant
 
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # rather "?" than an error, on an old terminal
         if getattr(options, "threads", None) is not None:
-            if not 1 <= options.threads <= MOST_THREADS:
-                raise MinigptError(f"--threads is {options.threads}, needed 1 to {MOST_THREADS}")
-            torch.set_num_threads(options.threads)
+            torch.set_num_threads(whole("--threads", options.threads, 1, MOST_THREADS))
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except MinigptError as error:

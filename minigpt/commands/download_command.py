@@ -15,9 +15,12 @@ def add(commands: Subcommands) -> None:
     command = add_command(commands, "download", "fetch a checkpoint into weights/", run, EXAMPLES)
     command.add_argument("name", help=f"one of {', '.join(NAMES)}")
     command.add_argument(
-        "--weights-dir", type=Path, default=Path("weights"), metavar="DIR",
+        "--weights-dir",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
         help="the folder of checkpoints (default weights)",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -33,41 +33,54 @@ def add(commands: Subcommands) -> None:
     model_options(command)
     prompt_option(command)
     command.add_argument(
-        "--max-new-tokens", type=int, default=200, metavar="N",
+        "--max-new-tokens",
+        type=int,
+        default=200,
+        metavar="N",
         help="end after N tokens (default 200)",
-    )  # fmt: skip
+    )
     sampling_options(command)
     seed_option(command)
     command.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT",
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
         help="end before this text; may be given several times",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--policy", choices=POLICIES, default="stop",
+        "--policy",
+        choices=POLICIES,
+        default="stop",
         help="at the context's end: stop, or forget the older half and go on",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--draft", metavar="lookup|SOURCE",
+        "--draft",
+        metavar="lookup|SOURCE",
         help="guess tokens and check several in one pass: from the text so far, or with a smaller "
         "model; the text is the same",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--save-cache", metavar="FILE",
+        "--save-cache",
+        metavar="FILE",
         help="afterwards, keep what the model has seen, to go on with later; with "
         "--max-new-tokens 0 the prompt alone",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--load-cache", metavar="FILE",
+        "--load-cache",
+        metavar="FILE",
         help="go on from there: of a prompt only what the file does not hold is computed, and "
         "without one the text in the file goes on",
-    )  # fmt: skip
+    )
     how = command.add_mutually_exclusive_group()
     how.add_argument("--no-cache", action="store_true", help="recompute everything for each token")
     how.add_argument("--compare", action="store_true", help="with the cache, then without: a table")
     how.add_argument(
-        "--samples", type=int, metavar="N",
+        "--samples",
+        type=int,
+        metavar="N",
         help="N texts side by side, from one prefill; seeds count up from --seed",
-    )  # fmt: skip
+    )
     how.add_argument("--beams", type=int, metavar="N", help="beam search: the N likeliest found")
 
 
@@ -87,15 +100,21 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
         "--min-p", type=float, metavar="P", help="draw among those P times as likely as the best"
     )
     command.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X",
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
         help="above 1 shuns tokens that occurred (default 1)",
-    )  # fmt: skip
+    )
     for name in ("presence", "frequency"):
         often = "" if name == "presence" else ", each time it did"
         command.add_argument(
-            f"--{name}-penalty", type=float, default=0.0, metavar="X",
+            f"--{name}-penalty",
+            type=float,
+            default=0.0,
+            metavar="X",
             help=f"subtracted from the logit of a token that occurred{often}, -2 to 2 (default 0)",
-        )  # fmt: skip
+        )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -130,9 +149,14 @@ def run(options: argparse.Namespace) -> int:
 
     def text(count: int, use_cache: bool = True) -> minigpt.TextStream:
         return minigpt.stream_text(
-            model, tokenizer, ids, max_new_tokens=count, use_cache=use_cache, cache=saved,
+            model,
+            tokenizer,
+            ids,
+            max_new_tokens=count,
+            use_cache=use_cache,
+            cache=saved,
             **settings,
-        )  # fmt: skip
+        )
 
     count = options.max_new_tokens
     if options.compare:
@@ -224,9 +248,15 @@ def samples(
     stop = minigpt.StopStrings(options.stop)
     with tqdm(unit="token", leave=False) as bar:
         results = minigpt.generate_batch(
-            model, [ids], options.max_new_tokens, n=options.samples, seed=options.seed,
-            policy=options.policy, on_token=lambda row, token: bar.update() and None, **settings,
-        )  # fmt: skip
+            model,
+            [ids],
+            options.max_new_tokens,
+            n=options.samples,
+            seed=options.seed,
+            policy=options.policy,
+            on_token=lambda row, token: bar.update() and None,
+            **settings,
+        )
     for number, result in enumerate(results):
         print(f"--- sample {number + 1} (seed {options.seed + number})")
         text, stopped = stop.push(tokenizer.decode(result.tokens))
@@ -257,9 +287,15 @@ def compare(cached: Generation, uncached: Generation) -> int:
         rate = len(each.tokens) / seconds[name] if seconds[name] else 0.0
         ratio = seconds["without"] / seconds[name] if seconds[name] else 0.0
         rows.append(
-            (name, f"{len(each.tokens):,}", f"{seconds[name]:.2f}", f"{rate:,.1f}", f"{ratio:.1f}x",
-             f"{each.cache_bytes:,}")
-        )  # fmt: skip
+            (
+                name,
+                f"{len(each.tokens):,}",
+                f"{seconds[name]:.2f}",
+                f"{rate:,.1f}",
+                f"{ratio:.1f}x",
+                f"{each.cache_bytes:,}",
+            )
+        )
     say("\n" + table(("", "tokens", "seconds", "tokens/s", "speed-up", "cache bytes"), rows))
     say(f"same tokens: {'yes' if cached.tokens == uncached.tokens else 'no'}")
     return 0

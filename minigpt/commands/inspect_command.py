@@ -12,20 +12,27 @@ EXAMPLES = ("minigpt inspect", "minigpt inspect gpt2-xl --batch 4 --memory 16GB"
 
 def add(commands: Subcommands) -> None:
     command = add_command(
-        commands, "inspect", "show a model's parameters, and what a cache for it costs", run,
+        commands,
+        "inspect",
+        "show a model's parameters, and what a cache for it costs",
+        run,
         EXAMPLES,
-    )  # fmt: skip
+    )
     command.add_argument(
-        "source", nargs="?", metavar="MODEL",
+        "source",
+        nargs="?",
+        metavar="MODEL",
         help="directory (config.json will do), a preset such as gpt2-xl or random:gpt2-xl, or a "
         f"name on the hub (default {MODEL})",
-    )  # fmt: skip
+    )
     model_option(command, MODEL)
     command.add_argument("--batch", type=int, default=1, metavar="B", help="rows (default 1)")
     command.add_argument(
-        "--memory", default="8GB", metavar="SIZE",
+        "--memory",
+        default="8GB",
+        metavar="SIZE",
         help="for weights and caches, such as 512MB, 8GB or 8GiB (default 8GB)",
-    )  # fmt: skip
+    )
     command.add_argument("--json", action="store_true", help="the same as JSON")
     command.add_argument(
         "--plot", metavar="FILE", help="draw how caches grow, as .png or .svg (needs matplotlib)"

@@ -18,13 +18,17 @@ EXAMPLES = ("minigpt play", "minigpt play --temperature 0 --max-new-tokens 20")
 
 
 def add(commands: Subcommands) -> None:
-    command = add_command(commands, "play", "write a text with the model, turn by turn", run,
-                          EXAMPLES)  # fmt: skip
+    command = add_command(
+        commands, "play", "write a text with the model, turn by turn", run, EXAMPLES
+    )
     model_options(command)
     command.add_argument(
-        "--max-new-tokens", type=int, default=60, metavar="N",
+        "--max-new-tokens",
+        type=int,
+        default=60,
+        metavar="N",
         help="what the model writes per turn (default 60)",
-    )  # fmt: skip
+    )
     sampling_options(command)
     seed_option(command)
 

@@ -25,10 +25,12 @@ def add(commands: Subcommands) -> None:
     command.add_argument("file", metavar="FILE", help="UTF-8 text; - is standard input")
     model_options(command)
     command.add_argument(
-        "--stride", type=int, metavar="N",
+        "--stride",
+        type=int,
+        metavar="N",
         help="of the windows over a text longer than the context (default half the context): "
         "smaller is slower and gives each token more to go by",
-    )  # fmt: skip
+    )
     command.add_argument("--tokens", action="store_true", help="a line for each token")
     command.add_argument("--json", action="store_true", help="the figures as JSON")
 

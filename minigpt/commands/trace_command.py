@@ -40,9 +40,12 @@ def add(commands: Subcommands) -> None:
     sampling_options(command)
     seed_option(command)
     command.add_argument(
-        "--out", type=Path, default=Path("trace.html"), metavar="FILE",
+        "--out",
+        type=Path,
+        default=Path("trace.html"),
+        metavar="FILE",
         help="the page, one file that needs no network (default trace.html)",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,9 +66,14 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.model)
     settings = {name: getattr(options, name) for name in SAMPLING}
     result = trace(
-        model, tokenizer, prompt, options.max_new_tokens, seed=options.seed, progress=status,
+        model,
+        tokenizer,
+        prompt,
+        options.max_new_tokens,
+        seed=options.seed,
+        progress=status,
         **settings,
-    )  # fmt: skip
+    )
     status("")
     write_html(result, options.out)
     steps = result.steps

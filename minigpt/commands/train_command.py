@@ -24,9 +24,14 @@ EXAMPLES = (
 
 def add(commands: Subcommands) -> None:
     command = add_command(
-        commands, "train", "train a model, from scratch or from a checkpoint", run, EXAMPLES,
-        description=ABOUT, usage="minigpt train [options]",
-    )  # fmt: skip
+        commands,
+        "train",
+        "train a model, from scratch or from a checkpoint",
+        run,
+        EXAMPLES,
+        description=ABOUT,
+        usage="minigpt train [options]",
+    )
     command.add_argument(
         "--preset",
         metavar="NAME",
@@ -52,8 +57,10 @@ def add(commands: Subcommands) -> None:
         flags = [f"--{f.name.replace('_', '-')}", *(["--from"] if f.name == "start" else [])]
         told = f.metadata["about"] + (f" (default {f.default})" if f.default != "" else "")
         about: dict[str, Any] = {
-            "dest": f"field_{f.name}", "default": None, "help": told.replace("%", "%%")
-        }  # fmt: skip
+            "dest": f"field_{f.name}",
+            "default": None,
+            "help": told.replace("%", "%%"),
+        }
         if f.type == "bool":
             command.add_argument(*flags, action=argparse.BooleanOptionalAction, **about)
         else:

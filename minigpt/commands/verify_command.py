@@ -14,7 +14,7 @@ from minigpt.commands.options import (
     seed_option,
     status,
 )
-from minigpt.support.errors import MinigptError
+from minigpt.support.checks import whole
 
 EXAMPLES = ("minigpt verify", "minigpt verify --model random:gpt2 --tokens 40")
 
@@ -29,9 +29,10 @@ def add(commands: Subcommands) -> None:
     seed_option(command, "of the random tokens and chunks")
     command.add_argument("--json", action="store_true", help="the report as JSON")
     command.add_argument(
-        "--matrix", action="store_true",
+        "--matrix",
+        action="store_true",
         help="instead of one model, every dtype, head layout and width against all that may vary",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,10 +46,9 @@ def run(options: argparse.Namespace) -> int:
     if options.prompt is not None:
         ids = load_tokenizer(options.model).encode(options.prompt)
     elif options.tokens is not None:
-        if options.tokens < 0:
-            raise MinigptError(f"--tokens is {options.tokens}, needed a whole number of at least 2")
+        count = whole("--tokens", options.tokens, 2)
         rng = random.Random(options.seed)
-        ids = [rng.randrange(model.config.vocab_size) for _ in range(options.tokens)]
+        ids = [rng.randrange(model.config.vocab_size) for _ in range(count)]
     report = minigpt.verify(model, ids, options.seed, progress=status)
     status("")
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
