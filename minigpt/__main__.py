@@ -15,7 +15,6 @@ def main() -> int:
         from minigpt.commands import cli
 
         code = cli.main()
-        sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what there was to do is done
     except KeyboardInterrupt:  # during the imports above; later ones are cli's business
         sys.stderr.write("\ninterrupted\n")

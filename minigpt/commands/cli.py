@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "threads", None) is not None:
             torch.set_num_threads(whole("--threads", options.threads, 1, MOST_THREADS))
         run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        code = run(options)
+        print(end="", flush=True)  # here, where a reader that has left is no surprise
+        return code
     except MinigptError as error:
         say(f"minigpt: {error}")
         return 2

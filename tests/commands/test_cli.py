@@ -628,12 +628,13 @@ def test_python_m_minigpt_is_the_command():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a pipe whose reader has gone is another error there")
-def test_a_reader_that_leaves_early_is_no_error(directory):
+@pytest.mark.parametrize("arguments", [("generate", "--prompt", "x"), ("inspect",)])
+def test_a_reader_that_leaves_early_is_no_error(directory, arguments):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed_pipe:
         done = subprocess.run(
-            [sys.executable, "-m", "minigpt", "generate", "--model", directory, "--prompt", "x"],
+            [sys.executable, "-m", "minigpt", *arguments, "--model", directory],
             stdout=closed_pipe, stderr=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     assert done.stderr == ""
