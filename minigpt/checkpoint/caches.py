@@ -24,7 +24,8 @@ from minigpt.cache.kinds import NOT_SETTINGS
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.checkpoint import weights
 from minigpt.checkpoint.fingerprint import checksum, fingerprint
-from minigpt.support.checks import is_model, is_whole, path_of
+from minigpt.model import require_model
+from minigpt.support.checks import is_whole, path_of
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import aside, flush, locked, move
 
@@ -105,7 +106,7 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
         MinigptError: when the file is missing, damaged, no cache, or another model's; or the cache
             does not fit in memory.
     """
-    is_model(model)
+    require_model(model)
     path = path_of(path)
     found, tensors = _read(path)
     try:

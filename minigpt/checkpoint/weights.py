@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -27,7 +26,6 @@ from minigpt.config import GPTConfig
 from minigpt.support.checks import path_of, plain_file
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import aside, flush, locked, move
-from minigpt.support.memory import available_memory
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
@@ -42,52 +40,6 @@ _LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
 _UNFINISHED = (
     "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
 )
-
-
-def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the order of the forward pass.
-
-    Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
-    """
-    C, inner = config.n_embd, config.inner
-    qkv = C + 2 * config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.n_positions, C),
-    }
-    for layer in range(config.n_layer):
-        block: dict[str, tuple[int, ...]] = {
-            "ln_1.weight": (C,),
-            "ln_1.bias": (C,),
-            "attn.c_attn.weight": (C, qkv),
-            "attn.c_attn.bias": (qkv,),
-            "attn.c_proj.weight": (C, C),
-            "attn.c_proj.bias": (C,),
-            "ln_2.weight": (C,),
-            "ln_2.bias": (C,),
-            "mlp.c_fc.weight": (C, inner),
-            "mlp.c_fc.bias": (inner,),
-            "mlp.c_proj.weight": (inner, C),
-            "mlp.c_proj.bias": (C,),
-        }
-        shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
-    shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, C)
-    return shapes
-
-
-def refuse_beyond_memory(config: GPTConfig) -> None:
-    """Refuse a new model, in torch's default dtype and device, that would not fit there."""
-    device = torch.get_default_device()
-    free = available_memory(device)
-    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
-    need = count * torch.get_default_dtype().itemsize
-    if free is not None and need > free:
-        raise MinigptError(
-            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
-            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
-        )
 
 
 def load(
@@ -105,7 +57,7 @@ def load(
         dtype: float32, float16 or bfloat16; None: what the file has.
 
     Returns:
-        The configuration, and the tensors of `expected_shapes` under those names, which the files
+        The configuration, and the tensors of `config.tensors()` under those names, which the files
         may prefix with `transformer.`. A tied head is not among them.
 
     Raises:
@@ -127,7 +79,7 @@ def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str,
     except MinigptError as error:
         raise MinigptError(f"in {source}, {error}") from error
 
-    expected = expected_shapes(config)
+    expected = config.tensors()
     tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
     _check_shapes(
         f"the tensors in {source} do not fit its {CONFIG}",
@@ -187,7 +139,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
 
     Args:
         directory: created when missing.
-        config: the configuration, whose `expected_shapes` the tensors must have.
+        config: the configuration, whose `config.tensors()` the tensors must have.
         tensors: bare names, all of one dtype: float32, float16 or bfloat16; on any device.
 
     Raises:
@@ -195,7 +147,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
     """
     directory = path_of(directory)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_shapes("the tensors do not fit the configuration", shapes, expected_shapes(config))
+    _check_shapes("the tensors do not fit the configuration", shapes, config.tensors())
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(dtypes) > 1 or dtypes[0] not in map(str, _DTYPES.values()):
         raise MinigptError(

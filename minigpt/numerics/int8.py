@@ -61,24 +61,6 @@ class Int8Linear(nn.Module):
         return self  # it never changes
 
 
-def quantize(model: nn.Module) -> None:
-    """Put 8-bit weights in place of every linear layer's and the head's; embeddings stay.
-
-    In float32 124M parameters take 498 MB, of which each token reads all but the positions;
-    afterwards 124 MB, and of the token embeddings, which stay where they are, a row. What stays
-    records no gradients either.
-    """
-    from minigpt.model import Head, Linear
-
-    model.requires_grad_(False)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Linear):
-                setattr(module, name, Int8Linear(child.weight, child.bias))
-            elif isinstance(child, Head):
-                setattr(module, name, Int8Linear(child.weight.T, None))
-
-
 def _step(x: Tensor, dim: int, levels: int = LEVELS) -> Tensor:
     """What 1 stands for when the largest number along `dim` becomes `levels`; never 0."""
     largest = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)
