@@ -268,7 +268,7 @@ class GPT(RowModule):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a checkpoint that `from_pretrained` and transformers load as it is."""
-        from minigpt.checkpoint import pretrained
+        from minigpt.checkpoint import pretrained  # here: it needs this module
 
         pretrained.save(self, directory)
 

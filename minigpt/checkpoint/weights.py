@@ -1,5 +1,6 @@
-"""Checkpoints on disk: one directory, `config.json` beside `model.safetensors`, read and written.
+"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
 
+A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
 Nothing in such a file can run; pickles can, and are refused. Where a directory comes from is
 `hub.py`'s business, what the tensors mean is `model.py`'s.
@@ -7,7 +8,6 @@ Nothing in such a file can run; pickles can, and are refused. Where a directory 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.support.checks import path_of, plain_file
-from minigpt.support.errors import MinigptError
-from minigpt.support.files import aside, flush, locked, move
+from minigpt.support.errors import MinigptError, reason
+from minigpt.support.files import aside, flush, locked, move, read_json, sha256
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
@@ -68,37 +68,10 @@ def load(
     if dtype not in (None, *_DTYPES.values()):
         raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
     with locked(source, shared=True):
-        return _load(source, dtype)
-
-
-def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str, Tensor]]:
-    stored = _read_headers(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
-
-    expected = config.tensors()
-    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
-    _check_shapes(
-        f"the tensors in {source} do not fit its {CONFIG}",
-        {name: tensor.shape for name, tensor in stored.items()}, expected, tied_head,
-        "take both from the same checkpoint",
-    )  # fmt: skip
-    found = {tensor.dtype for tensor in stored.values()}
-    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
-        raise MinigptError(
-            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
-            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
-        )
-    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
-    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
-        raise MinigptError(
-            f"the output head (lm_head.weight) in {source} differs from the token embedding "
-            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
-        )
-    return config, _read_tensors({name: stored[name] for name in expected}, dtype)
+        stored = _read_headers(source)
+        config, _ = _read_config(source)
+        _refuse_misfits(source, stored, config, dtype)
+        return config, _read_tensors({name: stored[name] for name in config.tensors()}, dtype)
 
 
 def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
@@ -110,18 +83,12 @@ def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
         MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
     """
     source = Path(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
+    config, dtype = _read_config(source)
     if (source / WEIGHTS).exists() or (source / INDEX).exists():
         found = {tensor.dtype for tensor in _read_headers(source).values()}
         if len(found) == 1 and found <= _DTYPES.keys():
             return config, _DTYPES[found.pop()]
-    named = settings.get("dtype") or settings.get("torch_dtype")
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-    return config, dtypes.get(str(named), torch.float32)
+    return config, dtype
 
 
 def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -228,7 +195,7 @@ def _nothing_to_load(directory: Path) -> MinigptError:
 
 def _read_index(directory: Path) -> list[Path]:
     """The shards that the index names, each a plain file of this directory."""
-    index = _read_json(directory / INDEX)
+    index = _json(directory / INDEX)
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not listed:
         raise MinigptError(
@@ -256,32 +223,60 @@ def _is_inside(directory: Path, name: str) -> bool:
     return any(target.is_relative_to(allowed) for allowed in homes)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype]:
+    """What `config.json` says: the configuration, and the dtype that it names, or float32."""
+    settings = _settings(directory)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {directory}, {error}") from error
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    return config, dtypes.get(str(named), torch.float32)
+
+
+def _settings(directory: Path) -> dict[str, Any]:
     """The content of `config.json`; in an interrupted save, the version the weights belong to."""
     path = directory / CONFIG
-    config = _read_json(path)
-    if isinstance(config, list):  # see `save`
-        before, after, new_weights = (*config, None, None, None)[:3]
+    settings = _json(path)
+    if isinstance(settings, list):  # see `save`
+        before, after, new_weights = (*settings, None, None, None)[:3]
         swapped = (directory / WEIGHTS).exists() and sha256(directory / WEIGHTS) == new_weights
-        config = after if swapped else before
-    if not isinstance(config, dict):
+        settings = after if swapped else before
+    if not isinstance(settings, dict):
         raise MinigptError(f"{path} is no JSON object, needed GPT-2's configuration: copy it again")
-    return config
+    return settings
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        plain_file(path, _LARGEST_JSON)
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text.removeprefix(_UNFINISHED))
-    except FileNotFoundError as error:
+def _json(path: Path) -> Any:
+    return read_json(path, _LARGEST_JSON, "copy it from where the weights came from", _UNFINISHED)
+
+
+def _refuse_misfits(
+    source: Path, stored: Mapping[str, _Stored], config: GPTConfig, dtype: torch.dtype | None
+) -> None:
+    """Refuse tensors that are not those of the configuration, or not of one dtype."""
+    expected = config.tensors()
+    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
+    _check_shapes(
+        f"the tensors in {source} do not fit its {CONFIG}",
+        {name: tensor.shape for name, tensor in stored.items()},
+        expected,
+        tied_head,
+        "take both from the same checkpoint",
+    )
+    found = {tensor.dtype for tensor in stored.values()}
+    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
         raise MinigptError(
-            f"{path} does not exist, needed beside the weights: copy it from where they came from"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
+            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
+        )
+    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
+    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
         raise MinigptError(
-            f"{path} is not valid JSON ({reason(error)}): correct it or copy it again"
-        ) from error
+            f"the output head (lm_head.weight) in {source} differs from the token embedding "
+            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
+        )
 
 
 @contextmanager
@@ -368,7 +363,7 @@ def _swap(directory: Path, staging: Path, config: dict[str, Any]) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     before, old_config, both_configs = None, staging / "old", staging / "both"
     with suppress(MinigptError):  # none, or not one that could be loaded
-        before = _read_config(directory)
+        before = _settings(directory)
     try:
         if before not in (None, config):
             shutil.copyfile(directory / CONFIG, old_config)
@@ -400,15 +395,6 @@ def _write(path: Path, text: str) -> None:
 # --- Shared ----------------------------------------------------------------------------------
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read a megabyte at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check_shapes(
     complaint: str,
     found: Mapping[str, tuple[int, ...]],
@@ -436,7 +422,3 @@ def _some(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
