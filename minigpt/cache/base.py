@@ -1,9 +1,9 @@
-"""The KV cache: what attention remembers of the tokens it has seen.
+"""What every KV cache can do, however it keeps keys and values. Read `plain.py` first: it is short.
 
 One object for all layers. It owns positions (`cache.lengths` says where each row goes on), so a
-model and its cache cannot disagree about where they are. How keys are *used* is attention's
-business. Here are what every kind of cache can do, and the plain kinds, static and growing; the
-others are in `cache_paged.py` and `cache_lossy.py`.
+model and its cache cannot disagree about where they are. Here is what all kinds share: checks,
+lengths, passes that happen whole or not at all, rows that are cut, branched and put together. A
+kind adds memory and `append`; how keys are *used* is attention's business.
 
 Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
 positions, `D` head width, and `L` layers.
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from minigpt.model import GPT
 
 KEY_BLOCK = 128  # attention is handed keys in whole blocks of this many positions, where they fit
+
+
+def whole_blocks(positions: int) -> int:
+    """Rounded up to whole blocks of keys."""
+    return -(-positions // KEY_BLOCK) * KEY_BLOCK
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class LayerCache:
             the new ones. What lies beyond a row's last key is room for later tokens: it is zero, it
             is in the future of every query, and the causal mask hides the future anyway.
         """
-        return self.cache._append(self.layer, k, v)
+        return self.cache.append(self.layer, k, v)
 
 
 class KVCache(ABC):
@@ -110,6 +115,9 @@ class KVCache(ABC):
     def __len__(self) -> int:
         """Positions of the longest row; with rows of one length, the position of the next token."""
         return max(self._lengths)
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is still a cache, for whoever asks `if cache:`
 
     @property
     def lengths(self) -> list[int]:
@@ -364,8 +372,8 @@ class KVCache(ABC):
     # --- what a kind must do ----------------------------------------------------------------------
 
     @abstractmethod
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        """See `LayerCache.append`."""
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """What `LayerCache.append` does, for one layer. Lengths move later, in `extend`."""
 
     @abstractmethod
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -444,128 +452,8 @@ class KVCache(ABC):
             )
 
 
-class StaticCache(KVCache):
-    """One block of memory for all positions there may ever be; nothing is allocated later.
-
-    Memory: 2 x L x G x D x bytes per number for each of `capacity` positions of each row, from the
-    start: 73,728 bytes per token for GPT-2 124M in float32, 75 MB for its 1,024 positions.
-    """
-
-    kind = "static"
-
-    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        super().__init__(spec, batch_size, capacity)
-        self._data = self._zeros(
-            spec.n_layer, 2, batch_size, spec.n_kv_head, capacity, spec.head_dim
-        )
-        self._views = [(keys, values) for keys, values in self._data]  # (B, G, capacity, D) each
-
-    def _bytes_of_a_new_row(self) -> int:
-        return self.capacity * self.spec.bytes_per_token
-
-    @property
-    def nbytes(self) -> int:
-        return self._data.nbytes
-
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        keys, values = self._views[layer]
-        write(keys, k, self._lengths)
-        write(values, v, self._lengths)
-        shown = -(-(len(self) + k.shape[2]) // KEY_BLOCK) * KEY_BLOCK
-        if shown < self.capacity:
-            keys, values = keys[:, :, :shown], values[:, :, :shown]
-        return keys, values, self._lengths
-
-    def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for row, length in enumerate(lengths):
-            # Zeros, not stale numbers: a masked weight is 0, but 0 x NaN would still be NaN.
-            self._data[:, :, row, :, length:end].zero_()
-
-    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        for new, (cache, row) in enumerate(sources):
-            assert isinstance(cache, StaticCache)
-            held = slice(0, cache._lengths[row])
-            self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
-
-    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._views[index]
-        return keys[:, :, : len(self)], values[:, :, : len(self)]
-
-
-class GrowingCache(KVCache):
-    """The textbook cache: every step concatenates the old keys and the new ones.
-
-    Memory: 2 x L x G x D x bytes per number for each position held (73,728 bytes per token for
-    GPT-2 124M in float32), and while a layer grows, that layer twice. Every step copies all there
-    is: n tokens one by one cost n²/2 copies of a token's keys and values, where `static` makes n.
-    """
-
-    kind = "growing"
-
-    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        super().__init__(spec, batch_size, capacity)
-        nothing = self._zeros(2, batch_size, spec.n_kv_head, 0, spec.head_dim)
-        self._data = [nothing] * spec.n_layer  # (2, B, G, S, D) each
-
-    @property
-    def nbytes(self) -> int:
-        return sum(data.nbytes for data in self._data)
-
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._lengths)
-        keys, values = self._data[layer]
-        return keys, values, self._lengths
-
-    def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for layer, data in enumerate(self._data):
-            self._data[layer] = data[..., : max(lengths), :].clone()
-            for row, length in enumerate(lengths):
-                self._data[layer][:, row, :, length:].zero_()
-
-    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        longest = max(cache._lengths[row] for cache, row in sources)
-        for layer in range(self.spec.n_layer):
-            rows = []
-            for cache, row in sources:
-                assert isinstance(cache, GrowingCache)
-                held = cache._data[layer][:, row, :, : cache._lengths[row]]
-                rows.append(padded(held, longest))
-            self._data[layer] = torch.stack(rows, 1)
-
-    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._data[index]
-        return keys, values
-
-
 class NoCache:
     """What an uncached pass hands to attention: the keys and values are just the new ones."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         return k, v, [0] * k.shape[0]
-
-
-# --- pieces that several kinds share --------------------------------------------------------------
-
-
-def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:
-    """Put the T positions of each row of `new` (..., B, G, T, D) into `buffer`, from its start."""
-    count, first = new.shape[-2], starts[0]
-    if min(starts) == max(starts):
-        buffer.narrow(-2, first, count).copy_(new)
-    else:
-        for row, start in enumerate(starts):
-            buffer[..., row, :, start : start + count, :] = new[..., row, :, :, :]
-
-
-def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
-    """Held positions (..., B, G, S, D) and then the new ones, each row's from its own start."""
-    if all(start == held.shape[-2] for start in starts):
-        return torch.cat([held, new], -2)
-    longer = torch.cat([held, torch.zeros_like(new)], -2)
-    write(longer, new, starts)
-    return longer
-
-
-def padded(held: Tensor, length: int) -> Tensor:
-    """(..., S, D) with zeros after it: (..., length, D)."""
-    return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 
-from minigpt.cache.base import CacheSpec, GrowingCache, KVCache, StaticCache
+from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.cache.paged import PagedCache
+from minigpt.cache.plain import GrowingCache, StaticCache
 from minigpt.support.errors import MinigptError
 
 KINDS: dict[str, type[KVCache]] = {

@@ -1,6 +1,6 @@
 """Caches that give up accuracy for memory: their logits differ from the uncached ones.
 
-`quantized` keeps everything in fewer bits, `window` keeps fewer positions. `cache_compare.py`
+`quantized` keeps everything in fewer bits, `window` keeps fewer positions. `study/comparison.py`
 measures what either costs on a text.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache, appended, padded
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.plain import appended, padded
 from minigpt.support.checks import is_whole, whole
 from minigpt.support.errors import MinigptError
 
@@ -57,7 +58,7 @@ class QuantizedCache(KVCache):
         per_head = 2 * spec.head_dim + 4 + 4 * spec.head_dim // self.BLOCK
         return spec.n_layer * spec.n_kv_head * per_head
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         rows = [self._append_row(layer, row, k[row], v[row]) for row in range(self.batch_size)]
         longest = max(keys.shape[1] for keys, _ in rows)
         keys = torch.stack([padded(keys, longest) for keys, _ in rows])
@@ -167,7 +168,7 @@ class WindowCache(KVCache):
     def _held(self) -> list[int]:
         return [len(positions) for positions in self.positions]
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._held)
         keys, values = self._data[layer]
         return keys, values, self._held

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK, CacheSpec, KVCache
+from minigpt.cache.base import KEY_BLOCK, CacheSpec, KVCache, whole_blocks
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 
@@ -129,7 +129,7 @@ class PagedCache(KVCache):
         # Where the new positions go, (B·T), counted in positions through one head's pages ...
         starts = torch.tensor(self._lengths)[:, None] + torch.arange(count)  # (B, T)
         longest = max(len(table) for table in self.tables)
-        shown = -(-longest * size // KEY_BLOCK) * KEY_BLOCK // size
+        shown = whole_blocks(longest * size) // size
         self._shown = self._pages(shown)
         slots = self._shown.gather(1, starts // size) * size + starts % size
         self._slots = slots.flatten().to(self.spec.device)
@@ -159,7 +159,7 @@ class PagedCache(KVCache):
             self.pool.data[:, :, :, table[-1]] = self.pool.data[:, :, :, shared]
             self.pool.drop([shared])
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         B, G, _, D = k.shape
         with self.pool.lock:
             held = self.pool.data[layer]  # (2, G, pages, size·D)
