@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,7 @@ class KVCache(ABC):
 
     kind: ClassVar[str]
     lossy: ClassVar[bool] = False  # do its logits differ from those without a cache?
+    setting_names: ClassVar[tuple[str, ...]] = ()  # arguments that only this kind takes
 
     def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
         whole("batch_size", batch_size)
@@ -293,7 +294,8 @@ class KVCache(ABC):
                 )
         first = caches[0]
         for cache in caches[1:]:
-            if cache.spec != first.spec or cache._settings() != first._settings():
+            alike = (cache.kind, cache.spec, cache.settings)
+            if alike != (first.kind, first.spec, first.settings):
                 raise MinigptError(
                     f"these caches do not belong together: {first!r} and {cache!r}, needed one "
                     f"kind, made for one model, dtype and device"
@@ -330,6 +332,35 @@ class KVCache(ABC):
                 f"there is no layer {index!r}, needed one of 0 to {self.spec.n_layer - 1}"
             )
         return self._layer(index)
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What distinguishes it from others of its kind, as `new_cache` takes it."""
+        return {name: getattr(self, name) for name in self.setting_names}
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors from which `restore` makes the same cache again; not the room for more."""
+        tensors: dict[str, Tensor] = {}
+        for n in range(self.spec.n_layer if len(self) else 0):
+            tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"] = self._layer(n)
+        return tensors
+
+    def restore(
+        self, lengths: list[int], state: Mapping[str, Tensor], tokens: list[list[int]] | None
+    ) -> None:
+        """Make this new cache what another one was.
+
+        Args:
+            lengths, state, tokens: of that one, which had the same kind, settings and rows.
+
+        Raises:
+            LookupError, TypeError, ValueError, RuntimeError: for a state that does not fit.
+        """
+        self._restore(lengths, state)
+        self._lengths, self._tokens = lengths, tokens
+        again = {name: (tensor.dtype, tensor.shape) for name, tensor in self.state().items()}
+        if again != {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}:
+            raise ValueError("its tensors are of other shapes")  # which broadcasting made fit
 
     def save(self, path: str | Path) -> None:
         """Write the cache to one safetensors file, with its tokens and a fingerprint of the model.
@@ -387,13 +418,18 @@ class KVCache(ABC):
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
         """Fill the rows of this new cache with copies of rows of others of its kind."""
 
+    def _restore(self, lengths: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """See `restore`. Here: as a forward pass would, all rows as long as the longest, whose
+        zeros are then cut off."""
+        if max(lengths) > 0:
+            with self.extend(self.spec, self.batch_size, max(lengths)):
+                for n, layer in enumerate(self.layers):
+                    layer.append(state[f"layer.{n}.keys"], state[f"layer.{n}.values"])
+            self.truncate(lengths)
+
     def _empty(self, batch_size: int, capacity: int) -> KVCache:
         """A new one of this kind and with these settings."""
-        return type(self)(self.spec, batch_size, capacity)
-
-    def _settings(self) -> tuple[object, ...]:
-        """What caches must share for their rows to go into one."""
-        return (self.kind,)
+        return type(self)(self.spec, batch_size, capacity, **self.settings)
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions in every row."""

@@ -95,6 +95,7 @@ class PagedCache(KVCache):
     """
 
     kind = "paged"
+    setting_names = ("page",)
 
     def __init__(
         self, spec: CacheSpec, batch_size: int, capacity: int, page: int = 16,
@@ -201,9 +202,6 @@ class PagedCache(KVCache):
 
     def _empty(self, batch_size: int, capacity: int) -> PagedCache:
         return PagedCache(self.spec, batch_size, capacity, self.page, self.pool)
-
-    def _settings(self) -> tuple[object, ...]:
-        return self.kind, self.page
 
     def _bytes_per_copy(self) -> int:
         return self.page * self.spec.bytes_per_token  # the page that the row goes on writing in

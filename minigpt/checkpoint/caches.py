@@ -8,7 +8,6 @@ dtype or numerics, or a file that is not what was written.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt.cache.base import KVCache
-from minigpt.cache.kinds import NOT_SETTINGS
-from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.checkpoint import weights
 from minigpt.checkpoint.fingerprint import checksum, fingerprint
 from minigpt.support.checks import is_model, is_whole, path_of
@@ -31,7 +28,7 @@ from minigpt.support.files import aside, flush, locked, move
 if TYPE_CHECKING:
     from minigpt.model import GPT
 
-FORMAT, VERSION = "minigpt-kv-cache", 1
+FORMAT, VERSION = "minigpt-kv-cache", 2
 
 
 def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
@@ -55,19 +52,17 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
             f"{cache!r} does not know which model its keys and values are from: save one that was "
             f"made with model.new_cache()"
         )
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _held(cache).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in cache.state().items()}
     if cache.tokens is not None:
         ids = [token for row in cache.tokens for token in row]
         tensors["tokens"] = torch.tensor(ids, dtype=torch.int64)
-    known = inspect.signature(type(cache)).parameters
     about = {
         "format": FORMAT,
         "version": VERSION,
         "kind": cache.kind,
-        "settings": {name: getattr(cache, name) for name in known if name not in NOT_SETTINGS},
+        "settings": cache.settings,
         "capacity": cache.capacity,
         "lengths": cache.lengths,
-        "positions": cache.positions if isinstance(cache, WindowCache) else None,
         "fingerprint": fingerprint(cache.model),
         "dtype": str(cache.spec.dtype).removeprefix("torch."),
         "device": cache.spec.device.type,
@@ -152,20 +147,13 @@ def _restored(
             f"the cache in {path} holds {max(lengths)} positions and max_length is {max_length}, "
             f"needed at least as many"
         )
-    tokens = tensors.pop("tokens", None)
-    with torch.no_grad():
-        _fill(cache, found, {name: tensor.to(model.device) for name, tensor in tensors.items()})
-    cache._lengths = lengths
-    if _described(_held(cache)) != _described(tensors):  # a wrong shape may fit by broadcasting
-        raise ValueError("its tensors are of other shapes")
-    cache._tokens = None
-    if tokens is not None:
-        if (
-            tokens.dtype != torch.int64
-            or ((tokens < 0) | (tokens >= model.config.vocab_size)).any()
-        ):
+    ids, tokens = tensors.pop("tokens", None), None
+    if ids is not None:
+        if ids.dtype != torch.int64 or ((ids < 0) | (ids >= model.config.vocab_size)).any():
             raise ValueError("its tokens are not this model's")
-        cache._tokens = [row.tolist() for row in tokens.split(lengths)]
+        tokens = [row.tolist() for row in ids.split(lengths)]
+    state = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    cache.restore(lengths, state, tokens)
     return cache
 
 
@@ -176,56 +164,6 @@ def about(path: str | Path) -> dict[str, Any]:
         MinigptError: when the file is missing, or no cache.
     """
     return _header(Path(path), _open(Path(path)))[0]
-
-
-# --- what each kind keeps -------------------------------------------------------------------------
-
-
-def _held(cache: KVCache) -> dict[str, Tensor]:
-    """The tensors from which `_fill` makes the same cache again."""
-    if isinstance(cache, QuantizedCache):
-        S = len(cache)
-        used = S, S, -(-S // cache.BLOCK), S, cache.BLOCK
-        both = zip(_QUANTIZED, cache._tensors, used, strict=True)
-        return {name: tensor[:, :, :, :count] for name, tensor, count in both}
-    if isinstance(cache, WindowCache):
-        return {f"layer.{n}": data for n, data in enumerate(cache._data)}
-    tensors: dict[str, Tensor] = {}
-    for n in range(cache.spec.n_layer if len(cache) else 0):
-        tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"] = cache.layer(n)
-    return tensors
-
-
-_QUANTIZED = ("keys", "values", "key_scales", "value_scales", "recent")  # in the order of _tensors
-
-
-def _fill(cache: KVCache, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Copy the tensors of a file into a new cache."""
-    if isinstance(cache, QuantizedCache):
-        for name, to in zip(_QUANTIZED, cache._tensors, strict=True):
-            to[:, :, :, : tensors[name].shape[3]] = tensors[name]
-    elif isinstance(cache, WindowCache):
-        held = [len(positions) for positions in found["positions"]]
-        for positions, length in zip(found["positions"], found["lengths"], strict=True):
-            if positions != sorted({*range(length)} & {*positions}):
-                raise ValueError(f"positions are {positions}")
-        spec = cache.spec
-        shape = (2, cache.batch_size, spec.n_kv_head, max(held), spec.head_dim)
-        if _described(tensors) != {f"layer.{n}": (spec.dtype, shape) for n in range(spec.n_layer)}:
-            raise ValueError("its tensors are of other shapes")
-        cache._data = [tensors[f"layer.{n}"].clone() for n in range(cache.spec.n_layer)]
-        cache.positions[:] = found["positions"]
-    elif max(found["lengths"]) > 0:
-        # As a forward pass would: all rows as long as the longest, whose zeros are then cut off.
-        with cache.extend(cache.spec, cache.batch_size, max(found["lengths"])):
-            for n, layer in enumerate(cache.layers):
-                layer.append(tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"])
-        if min(found["lengths"]) < len(cache):
-            cache.truncate(found["lengths"])
-
-
-def _described(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class TestALoadedCache:
         cache = prefilled(kind, lengths)
         cache.save(tmp_path / "cache")
         loaded = KVCache.load(tmp_path / "cache", exact)
-        assert loaded._settings() == cache._settings()
+        assert loaded.settings == cache.settings
         assert (loaded.capacity, loaded.lengths) == (cache.capacity, cache.lengths)
         assert loaded.tokens == cache.tokens
         assert repr(loaded) == repr(cache)
@@ -214,9 +214,9 @@ class TestARefusal:
         assert "does not hold a cache" in refusal(tmp_path / "file", exact)
 
     def test_of_a_later_version(self, exact, path):
-        text = json.dumps({"format": cache_file.FORMAT, "version": 2})
+        text = json.dumps({"format": cache_file.FORMAT, "version": 3})
         save_file({"x": torch.zeros(3)}, path, {"about": text})
-        assert "in version 2 of the format, needed 1" in refusal(path, exact)
+        assert "in version 3 of the format, needed 2" in refusal(path, exact)
 
     def test_of_a_file_cut_short(self, exact, path):
         whole = path.read_bytes()
