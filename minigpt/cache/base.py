@@ -29,13 +29,6 @@ from minigpt.support.memory import available_memory, zeros
 if TYPE_CHECKING:
     from minigpt.model import GPT
 
-KEY_BLOCK = 128  # attention is handed keys in whole blocks of this many positions, where they fit
-
-
-def whole_blocks(positions: int) -> int:
-    """Rounded up to whole blocks of keys."""
-    return -(-positions // KEY_BLOCK) * KEY_BLOCK
-
 
 @dataclass(frozen=True)
 class CacheSpec:
@@ -83,7 +76,7 @@ class KVCache(ABC):
     Several threads may decode with one model in evaluation mode, each with its own cache, which may
     be a fork of another's. One cache is in one hand at a time: a pass or a change that meets
     another one half done is refused, and leaves that one alone. Run the model once before the
-    threads start; `exact.py` says why (`_threads`).
+    threads start; `numerics/certificates.py` says why (`_threads`).
 
     Raises:
         MinigptError: for sizes below 1, or a cache that does not fit in memory.

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache, whole_blocks
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.numerics.base import whole_blocks
 
 
 class StaticCache(KVCache):
