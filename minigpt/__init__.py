@@ -1,6 +1,7 @@
 """GPT-2 you can read, with a KV cache whose logits equal the uncached ones, bit for bit."""
 
 from minigpt.cache.base import KVCache
+from minigpt.checkpoint.caches import load_cache, save_cache
 from minigpt.config import GPTConfig
 from minigpt.generation.batch import generate_batch
 from minigpt.generation.beam import Beam, beam_search
@@ -35,6 +36,8 @@ __all__ = [
     "compare_caches",
     "generate",
     "generate_batch",
+    "load_cache",
+    "save_cache",
     "score",
     "stream",
     "stream_text",

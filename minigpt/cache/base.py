@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
@@ -146,7 +145,7 @@ class KVCache(ABC):
             MinigptError: when the model, the number of rows or the room left does not fit, or
                 another pass is not over.
         """
-        with self._in_use():
+        with self.in_use():
             self._check(spec, batch_size, count)
             end = len(self) + count
             try:
@@ -165,7 +164,7 @@ class KVCache(ABC):
                     row += new
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """One pass or change at a time, whichever thread it comes from.
 
         Appending to a list is a single step for threads; and unlike a lock, it cannot stay shut
@@ -210,7 +209,7 @@ class KVCache(ABC):
                     f"cannot truncate to {new!r}: this cache holds {old} positions, needed "
                     f"a whole number from 0 to {old}"
                 )
-        with self._in_use():
+        with self.in_use():
             lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
             with torch.inference_mode():
                 self._forget(lengths, len(self))
@@ -235,7 +234,7 @@ class KVCache(ABC):
     def __reduce__(self) -> NoReturn:
         raise MinigptError(
             "a cache cannot be pickled, for its memory is shared by views and forks: write it to a "
-            "file with cache.save(path), and read it with KVCache.load(path, model)"
+            "file with save_cache(cache, path), and read it with load_cache(path, model)"
         )
 
     def expand(self, count: int) -> KVCache:
@@ -301,7 +300,7 @@ class KVCache(ABC):
         new.model = self.model
         with ExitStack() as uses, torch.inference_mode():
             for cache in dict.fromkeys(cache for cache, _ in sources):
-                uses.enter_context(cache._in_use())
+                uses.enter_context(cache.in_use())
             new._adopt(sources)
             new._lengths = [cache._lengths[row] for cache, row in sources]
             if any(cache._tokens is None for cache, _ in sources):
@@ -354,28 +353,6 @@ class KVCache(ABC):
         again = {name: (tensor.dtype, tensor.shape) for name, tensor in self.state().items()}
         if again != {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}:
             raise ValueError("its tensors are of other shapes")  # which broadcasting made fit
-
-    def save(self, path: str | Path) -> None:
-        """Write the cache to one safetensors file, with its tokens and a fingerprint of the model.
-
-        Raises:
-            MinigptError: when the file cannot be written; an old file there survives.
-        """
-        from minigpt.checkpoint.caches import save
-
-        with self._in_use():
-            save(self, path)
-
-    @staticmethod
-    def load(path: str | Path, model: GPT) -> KVCache:
-        """A saved cache, ready to go on with the same model.
-
-        Raises:
-            MinigptError: when the file is missing, damaged, or another model's.
-        """
-        from minigpt.checkpoint.caches import load
-
-        return load(path, model)
 
     def __repr__(self) -> str:
         spec, rows = self.spec, self.batch_size

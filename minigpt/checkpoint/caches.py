@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "minigpt-kv-cache", 2
 
 
-def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
+def save_cache(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write a cache to one safetensors file, in place of one already there.
 
     A crash at any moment leaves the old file or the new one, whole. Pages that rows share are
@@ -40,13 +40,38 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
     Args:
         cache: of any kind, made by `model.new_cache()`.
         path: of the file, conventionally `*.safetensors`.
-        notes: anything JSON can hold, to be read back by `about`.
+        notes: anything JSON can hold, to be read back by `describe_cache`.
 
     Raises:
         MinigptError: for a cache that no model of ours made, or when the file cannot be written;
             an old file there survives.
     """
     path = path_of(path)
+    if not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
+    with cache.in_use():  # to the end: the tensors may be the cache's own memory
+        about, tensors = _described(cache, dict(notes or {}))
+        try:
+            text = json.dumps(about)
+        except (TypeError, ValueError) as error:
+            raise MinigptError(f"the notes are not what JSON can hold: {error}") from error
+        metadata = {"about": text, "checksum": _checksum(text, tensors)}
+        try:
+            with aside(path.parent) as staging:
+                new = staging / path.name
+                save_file(tensors, new, metadata)
+                flush(new)
+                with locked(path.parent):
+                    move(new, path)
+        except (OSError, SafetensorError) as error:
+            raise MinigptError(
+                f"the cache could not be written to {path} ({weights.reason(error)}): a file "
+                f"already there is still whole, so make room or choose another place"
+            ) from error
+
+
+def _described(cache: KVCache, notes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of its cache, and what it holds."""
     if cache.model is None:
         raise MinigptError(
             f"{cache!r} does not know which model its keys and values are from: save one that was "
@@ -67,25 +92,12 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
         "dtype": str(cache.spec.dtype).removeprefix("torch."),
         "device": cache.spec.device.type,
         "numerics": cache.model.numerics,
-        "notes": dict(notes or {}),
+        "notes": notes,
     }
-    text = json.dumps(about)
-    metadata = {"about": text, "checksum": _checksum(text, tensors)}
-    try:
-        with aside(path.parent) as staging:
-            new = staging / path.name
-            save_file(tensors, new, metadata)
-            flush(new)
-            with locked(path.parent):
-                move(new, path)
-    except (OSError, SafetensorError) as error:
-        raise MinigptError(
-            f"the cache could not be written to {path} ({weights.reason(error)}): a file already "
-            f"there is still whole, so make room or choose another place"
-        ) from error
+    return about, tensors
 
 
-def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
+def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
     """A saved cache, of the kind it was, ready to go on with the same model.
 
     On the machine and torch version that it was saved with, it goes on with the same bits as the
@@ -157,7 +169,7 @@ def _restored(
     return cache
 
 
-def about(path: str | Path) -> dict[str, Any]:
+def describe_cache(path: str | Path) -> dict[str, Any]:
     """What a file says of its cache, from its first bytes alone: kind, lengths, notes, ...
 
     Raises:
@@ -193,7 +205,7 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
         found = {}
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise MinigptError(
-            f"{path} does not hold a cache, needed a file that cache.save() or generate "
+            f"{path} does not hold a cache, needed a file that save_cache() or generate "
             f"--save-cache wrote"
         )
     if found.get("version") != VERSION:
