@@ -21,8 +21,9 @@ from torch import Tensor
 from minigpt.cache.base import KVCache
 from minigpt.checkpoint import weights
 from minigpt.checkpoint.fingerprint import checksum, fingerprint
-from minigpt.support.checks import is_model, is_whole, path_of
-from minigpt.support.errors import MinigptError
+from minigpt.model import require_model
+from minigpt.support.checks import is_whole, path_of
+from minigpt.support.errors import MinigptError, reason
 from minigpt.support.files import aside, flush, locked, move
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def save_cache(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None
                     move(new, path)
         except (OSError, SafetensorError) as error:
             raise MinigptError(
-                f"the cache could not be written to {path} ({weights.reason(error)}): a file "
+                f"the cache could not be written to {path} ({reason(error)}): a file "
                 f"already there is still whole, so make room or choose another place"
             ) from error
 
@@ -112,7 +113,7 @@ def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> K
         MinigptError: when the file is missing, damaged, no cache, or another model's; or the cache
             does not fit in memory.
     """
-    is_model(model)
+    require_model(model)
     path = path_of(path)
     found, tensors = _read(path)
     try:
@@ -121,7 +122,7 @@ def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> K
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise MinigptError(
-            f"{path} holds something else than a cache of this model ({weights.reason(error)}): "
+            f"{path} holds something else than a cache of this model ({reason(error)}): "
             f"save the cache again"
         ) from error
 
@@ -190,8 +191,7 @@ def _open(path: Path) -> Any:
         raise MinigptError(f"{path} does not exist, needed a file that holds a cache") from error
     except (SafetensorError, OSError) as error:
         raise MinigptError(
-            f"{path} is not a whole safetensors file ({weights.reason(error)}): save the "
-            f"cache again"
+            f"{path} is not a whole safetensors file ({reason(error)}): save the cache again"
         ) from error
 
 
