@@ -1,11 +1,13 @@
 """The shape of a model: every number that fixes its mathematics, and GPT-2's published values.
 
 Field names are those of GPT-2's `config.json`, so a checkpoint and the code use one vocabulary.
-Reading and writing the JSON is here too; the tensors are `weights.py`'s business.
+Reading and writing that JSON is here too, and what follows from a shape alone: which tensors a
+model of it has, and whether they fit in memory.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -100,6 +102,38 @@ class GPTConfig:
         """Width of the MLP's hidden layer."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a model, in the order of the forward pass.
+
+        Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
+        """
+        C, inner = self.n_embd, self.inner
+        qkv = C + 2 * self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "wte.weight": (self.vocab_size, C),
+            "wpe.weight": (self.n_positions, C),
+        }
+        for layer in range(self.n_layer):
+            block: dict[str, tuple[int, ...]] = {
+                "ln_1.weight": (C,),
+                "ln_1.bias": (C,),
+                "attn.c_attn.weight": (C, qkv),
+                "attn.c_attn.bias": (qkv,),
+                "attn.c_proj.weight": (C, C),
+                "attn.c_proj.bias": (C,),
+                "ln_2.weight": (C,),
+                "ln_2.bias": (C,),
+                "mlp.c_fc.weight": (C, inner),
+                "mlp.c_fc.bias": (inner,),
+                "mlp.c_proj.weight": (inner, C),
+                "mlp.c_proj.bias": (C,),
+            }
+            shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
+        shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, C)
+        return shapes
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
         """A published (or toy) shape by name, with fields changed by keyword.
@@ -164,6 +198,31 @@ class GPTConfig:
         if self.kv_heads == self.n_head:
             return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **config}
         return {"model_type": "minigpt", "n_kv_head": self.kv_heads, **config}
+
+
+def refuse_unbuildable(config: object) -> None:
+    """Refuse what is no configuration, or one whose model would not fit in memory.
+
+    The memory is that of torch's default device, and numbers are in its default dtype.
+    """
+    import torch  # here: to show a shape takes no torch, and it takes a second to import
+
+    from minigpt.support.memory import available_memory
+
+    if not isinstance(config, GPTConfig):
+        raise MinigptError(
+            f"config is {config!r}, needed a GPTConfig: a trained model comes from "
+            f"GPT.from_pretrained()"
+        )
+    device = torch.get_default_device()
+    free = available_memory(device)
+    count = sum(map(math.prod, config.tensors().values()))
+    need = count * torch.get_default_dtype().itemsize
+    if free is not None and need > free:
+        raise MinigptError(
+            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
+            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
+        )
 
 
 # Second names under which a configuration may give a size: transformers reads all but `n_ctx`,

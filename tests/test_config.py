@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from minigpt.checkpoint.weights import expected_shapes
 from minigpt.config import PRESETS, GPTConfig
 from minigpt.support.errors import MinigptError
 
@@ -46,7 +45,7 @@ GPT2_JSON: dict[str, Any] = {
     ],
 )
 def test_a_preset_has_as_many_parameters_as_the_published_model(name: str, count: int) -> None:
-    shapes = expected_shapes(GPTConfig.preset(name))
+    shapes = GPTConfig.preset(name).tensors()
 
     assert sum(math.prod(shape) for shape in shapes.values()) == count
 

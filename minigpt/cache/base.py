@@ -568,3 +568,34 @@ def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
 def padded(held: Tensor, length: int) -> Tensor:
     """(..., S, D) with zeros after it: (..., length, D)."""
     return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))
+
+
+# --- the way into a pass --------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(
+    cache: KVCache | None, spec: CacheSpec, tokens: Tensor
+) -> Iterator[tuple[Tensor, Sequence[LayerCache | NoCache]]]:
+    """Positions for new tokens (B, T), and for each layer what keeps their keys and values.
+
+    The cache grows when the block ends, and only if all of it succeeds; inside, no gradients are
+    recorded. Without a cache, positions count from 0 and nothing is kept.
+
+    Yields:
+        positions, (T,) without a cache and (B, T) with one; then one object for each layer, whose
+        `append` attention calls.
+
+    Raises:
+        MinigptError: for a cache that is none, or does not fit the model or the tokens.
+    """
+    B, T = tokens.shape
+    positions = torch.arange(T, device=tokens.device)
+    if cache is None:
+        yield positions, [NoCache()] * spec.n_layer
+    elif not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
+    else:
+        with torch.no_grad(), cache.extend(spec, B, T, tokens):
+            starts = torch.tensor(cache.lengths, device=tokens.device)  # rows may differ in length
+            yield starts[:, None] + positions, cache.layers

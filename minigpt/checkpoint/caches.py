@@ -24,8 +24,9 @@ from minigpt.cache.kinds import NOT_SETTINGS
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.checkpoint import weights
 from minigpt.checkpoint.fingerprint import checksum, fingerprint
-from minigpt.support.checks import is_model, is_whole, path_of
-from minigpt.support.errors import MinigptError
+from minigpt.model import require_model
+from minigpt.support.checks import is_whole, path_of
+from minigpt.support.errors import MinigptError, reason
 from minigpt.support.files import aside, flush, locked, move
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
                 move(new, path)
     except (OSError, SafetensorError) as error:
         raise MinigptError(
-            f"the cache could not be written to {path} ({weights.reason(error)}): a file already "
+            f"the cache could not be written to {path} ({reason(error)}): a file already "
             f"there is still whole, so make room or choose another place"
         ) from error
 
@@ -105,7 +106,7 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
         MinigptError: when the file is missing, damaged, no cache, or another model's; or the cache
             does not fit in memory.
     """
-    is_model(model)
+    require_model(model)
     path = path_of(path)
     found, tensors = _read(path)
     try:
@@ -114,7 +115,7 @@ def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise MinigptError(
-            f"{path} holds something else than a cache of this model ({weights.reason(error)}): "
+            f"{path} holds something else than a cache of this model ({reason(error)}): "
             f"save the cache again"
         ) from error
 
@@ -240,8 +241,7 @@ def _open(path: Path) -> Any:
         raise MinigptError(f"{path} does not exist, needed a file that holds a cache") from error
     except (SafetensorError, OSError) as error:
         raise MinigptError(
-            f"{path} is not a whole safetensors file ({weights.reason(error)}): save the "
-            f"cache again"
+            f"{path} is not a whole safetensors file ({reason(error)}): save the cache again"
         ) from error
 
 

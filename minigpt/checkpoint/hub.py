@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.checkpoint.weights import CONFIG, INDEX, WEIGHTS, sha256
+from minigpt.checkpoint.weights import CONFIG, INDEX, WEIGHTS
 from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import locked
+from minigpt.support.files import locked, sha256
 
 WEIGHTS_DIR = Path("weights")  # where `download` puts checkpoints, seen from the working directory
 FILES = (CONFIG, "vocab.json", "merges.txt", WEIGHTS)  # of a published GPT-2; the weights last

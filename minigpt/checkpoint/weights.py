@@ -1,5 +1,6 @@
-"""Checkpoints on disk: one directory, `config.json` beside `model.safetensors`, read and written.
+"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
 
+A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
 Nothing in such a file can run; pickles can, and are refused. Where a directory comes from is
 `hub.py`'s business, what the tensors mean is `model.py`'s.
@@ -7,9 +8,7 @@ Nothing in such a file can run; pickles can, and are refused. Where a directory 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -25,9 +24,8 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.support.checks import path_of, plain_file
-from minigpt.support.errors import MinigptError
-from minigpt.support.files import aside, flush, locked, move
-from minigpt.support.memory import available_memory
+from minigpt.support.errors import MinigptError, reason
+from minigpt.support.files import aside, flush, locked, move, read_json, sha256
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
@@ -42,52 +40,6 @@ _LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
 _UNFINISHED = (
     "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
 )
-
-
-def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the order of the forward pass.
-
-    Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
-    """
-    C, inner = config.n_embd, config.inner
-    qkv = C + 2 * config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.n_positions, C),
-    }
-    for layer in range(config.n_layer):
-        block: dict[str, tuple[int, ...]] = {
-            "ln_1.weight": (C,),
-            "ln_1.bias": (C,),
-            "attn.c_attn.weight": (C, qkv),
-            "attn.c_attn.bias": (qkv,),
-            "attn.c_proj.weight": (C, C),
-            "attn.c_proj.bias": (C,),
-            "ln_2.weight": (C,),
-            "ln_2.bias": (C,),
-            "mlp.c_fc.weight": (C, inner),
-            "mlp.c_fc.bias": (inner,),
-            "mlp.c_proj.weight": (inner, C),
-            "mlp.c_proj.bias": (C,),
-        }
-        shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
-    shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, C)
-    return shapes
-
-
-def refuse_beyond_memory(config: GPTConfig) -> None:
-    """Refuse a new model, in torch's default dtype and device, that would not fit there."""
-    device = torch.get_default_device()
-    free = available_memory(device)
-    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
-    need = count * torch.get_default_dtype().itemsize
-    if free is not None and need > free:
-        raise MinigptError(
-            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
-            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
-        )
 
 
 def load(
@@ -105,7 +57,7 @@ def load(
         dtype: float32, float16 or bfloat16; None: what the file has.
 
     Returns:
-        The configuration, and the tensors of `expected_shapes` under those names, which the files
+        The configuration, and the tensors of `config.tensors()` under those names, which the files
         may prefix with `transformer.`. A tied head is not among them.
 
     Raises:
@@ -116,37 +68,10 @@ def load(
     if dtype not in (None, *_DTYPES.values()):
         raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
     with locked(source, shared=True):
-        return _load(source, dtype)
-
-
-def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str, Tensor]]:
-    stored = _read_headers(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
-
-    expected = expected_shapes(config)
-    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
-    _check_shapes(
-        f"the tensors in {source} do not fit its {CONFIG}",
-        {name: tensor.shape for name, tensor in stored.items()}, expected, tied_head,
-        "take both from the same checkpoint",
-    )  # fmt: skip
-    found = {tensor.dtype for tensor in stored.values()}
-    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
-        raise MinigptError(
-            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
-            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
-        )
-    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
-    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
-        raise MinigptError(
-            f"the output head (lm_head.weight) in {source} differs from the token embedding "
-            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
-        )
-    return config, _read_tensors({name: stored[name] for name in expected}, dtype)
+        stored = _read_headers(source)
+        config, _ = _read_config(source)
+        _refuse_misfits(source, stored, config, dtype)
+        return config, _read_tensors({name: stored[name] for name in config.tensors()}, dtype)
 
 
 def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
@@ -158,18 +83,12 @@ def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
         MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
     """
     source = Path(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
+    config, dtype = _read_config(source)
     if (source / WEIGHTS).exists() or (source / INDEX).exists():
         found = {tensor.dtype for tensor in _read_headers(source).values()}
         if len(found) == 1 and found <= _DTYPES.keys():
             return config, _DTYPES[found.pop()]
-    named = settings.get("dtype") or settings.get("torch_dtype")
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-    return config, dtypes.get(str(named), torch.float32)
+    return config, dtype
 
 
 def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -187,7 +106,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
 
     Args:
         directory: created when missing.
-        config: the configuration, whose `expected_shapes` the tensors must have.
+        config: the configuration, whose `config.tensors()` the tensors must have.
         tensors: bare names, all of one dtype: float32, float16 or bfloat16; on any device.
 
     Raises:
@@ -195,7 +114,7 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
     """
     directory = path_of(directory)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_shapes("the tensors do not fit the configuration", shapes, expected_shapes(config))
+    _check_shapes("the tensors do not fit the configuration", shapes, config.tensors())
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(dtypes) > 1 or dtypes[0] not in map(str, _DTYPES.values()):
         raise MinigptError(
@@ -276,7 +195,7 @@ def _nothing_to_load(directory: Path) -> MinigptError:
 
 def _read_index(directory: Path) -> list[Path]:
     """The shards that the index names, each a plain file of this directory."""
-    index = _read_json(directory / INDEX)
+    index = _json(directory / INDEX)
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not listed:
         raise MinigptError(
@@ -304,32 +223,60 @@ def _is_inside(directory: Path, name: str) -> bool:
     return any(target.is_relative_to(allowed) for allowed in homes)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype]:
+    """What `config.json` says: the configuration, and the dtype that it names, or float32."""
+    settings = _settings(directory)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {directory}, {error}") from error
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    return config, dtypes.get(str(named), torch.float32)
+
+
+def _settings(directory: Path) -> dict[str, Any]:
     """The content of `config.json`; in an interrupted save, the version the weights belong to."""
     path = directory / CONFIG
-    config = _read_json(path)
-    if isinstance(config, list):  # see `save`
-        before, after, new_weights = (*config, None, None, None)[:3]
+    settings = _json(path)
+    if isinstance(settings, list):  # see `save`
+        before, after, new_weights = (*settings, None, None, None)[:3]
         swapped = (directory / WEIGHTS).exists() and sha256(directory / WEIGHTS) == new_weights
-        config = after if swapped else before
-    if not isinstance(config, dict):
+        settings = after if swapped else before
+    if not isinstance(settings, dict):
         raise MinigptError(f"{path} is no JSON object, needed GPT-2's configuration: copy it again")
-    return config
+    return settings
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        plain_file(path, _LARGEST_JSON)
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text.removeprefix(_UNFINISHED))
-    except FileNotFoundError as error:
+def _json(path: Path) -> Any:
+    return read_json(path, _LARGEST_JSON, "copy it from where the weights came from", _UNFINISHED)
+
+
+def _refuse_misfits(
+    source: Path, stored: Mapping[str, _Stored], config: GPTConfig, dtype: torch.dtype | None
+) -> None:
+    """Refuse tensors that are not those of the configuration, or not of one dtype."""
+    expected = config.tensors()
+    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
+    _check_shapes(
+        f"the tensors in {source} do not fit its {CONFIG}",
+        {name: tensor.shape for name, tensor in stored.items()},
+        expected,
+        tied_head,
+        "take both from the same checkpoint",
+    )
+    found = {tensor.dtype for tensor in stored.values()}
+    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
         raise MinigptError(
-            f"{path} does not exist, needed beside the weights: copy it from where they came from"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
+            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
+        )
+    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
+    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
         raise MinigptError(
-            f"{path} is not valid JSON ({reason(error)}): correct it or copy it again"
-        ) from error
+            f"the output head (lm_head.weight) in {source} differs from the token embedding "
+            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
+        )
 
 
 @contextmanager
@@ -416,7 +363,7 @@ def _swap(directory: Path, staging: Path, config: dict[str, Any]) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     before, old_config, both_configs = None, staging / "old", staging / "both"
     with suppress(MinigptError):  # none, or not one that could be loaded
-        before = _read_config(directory)
+        before = _settings(directory)
     try:
         if before not in (None, config):
             shutil.copyfile(directory / CONFIG, old_config)
@@ -448,15 +395,6 @@ def _write(path: Path, text: str) -> None:
 # --- Shared ----------------------------------------------------------------------------------
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read a megabyte at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check_shapes(
     complaint: str,
     found: Mapping[str, tuple[int, ...]],
@@ -484,7 +422,3 @@ def _some(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

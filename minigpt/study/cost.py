@@ -123,7 +123,7 @@ def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> In
     path_of(source)  # or it is refused
     config, dtype = _shape(str(source))
     parameters = dict.fromkeys(PARTS.values(), 0)
-    for name, shape in weights.expected_shapes(config).items():
+    for name, shape in config.tensors().items():
         part = next(part for mark, part in PARTS.items() if mark in name)
         parameters[part] += math.prod(shape)
     parameters = {part: count for part, count in parameters.items() if count}
