@@ -21,6 +21,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.training.tasks import TASKS, Task
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+STORED = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -87,6 +88,7 @@ class TrainConfig:
     sample_tokens: int = setting(60, "tokens in each of them", (), True)
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
+    stored: str = setting("float32", "dtype of the best model's file", STORED)
     tensorboard: bool = setting(False, "write curves for TensorBoard as well", (), True)
 
     def __post_init__(self) -> None:
@@ -234,6 +236,7 @@ PRESETS: dict[str, TrainConfig] = {
         data="stories:600000", tokenizer="bpe:2048", openings=True, n_layer=5, n_head=6, n_embd=192,
         steps=8_000, batch_size=512, learning_rate=3e-3, warmup=300, final_rate=0.0, device="cuda",
         precision="bfloat16", compile=True, evaluate_every=500, save_every=1_000,
+        stored="bfloat16",
     ),
     # A smaller one of its kind, for a laptop: the defaults.
     "stories": TrainConfig(),

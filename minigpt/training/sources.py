@@ -89,11 +89,15 @@ class Text:
 
     def held_out(self, most: int | None = None) -> Iterator[Batch]:
         tokens, width = self.corpus.held_out, self.width
-        count = (len(tokens) - 1) // width
+        starts = np.arange(0, len(tokens) - width, width)
+        if self.openings:  # where a document begins, as in training, and after the last window
+            ends = np.flatnonzero(tokens[: len(tokens) - width] == self.tokenizer.eot_token)
+            starts = ends[np.unique(np.searchsorted(ends, starts).clip(max=len(ends) - 1))]
         # Fewer than all are spread over the text, which may change its subject on the way.
+        count = len(starts)
         chosen = np.linspace(0, count, min(count, most or count), endpoint=False).astype(np.int64)
         for first in range(0, len(chosen), ROWS):
-            positions = width * chosen[first : first + ROWS, None] + np.arange(width + 1)
+            positions = starts[chosen[first : first + ROWS], None] + np.arange(width + 1)
             read = torch.from_numpy(tokens[positions].astype(np.int64))  # (R, T + 1)
             yield read[:, :-1], read[:, 1:]
 
