@@ -252,7 +252,7 @@ PRESETS: dict[str, GPTConfig] = {
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
     ),
     "toy": GPTConfig(
-        vocab_size=1024, n_positions=256, n_embd=160, n_layer=5, n_head=5, eos_token_id=1023,
+        vocab_size=2048, n_positions=256, n_embd=192, n_layer=5, n_head=6, eos_token_id=2047,
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
     ),
 }  # fmt: skip

@@ -293,7 +293,8 @@ class Run:
         plain = lora.merged(tensors, self.config.lora_scale)
         try:
             self.source.tokenizer.save_pretrained(self.directory)
-            weights.save(self.directory, self.model.config, plain)
+            stored = getattr(torch, self.config.stored)
+            weights.save(self.directory, self.model.config, plain, stored)
             write_text(self.directory / "train.toml", self.config.to_toml())
         except OSError as error:
             raise MinigptError(
