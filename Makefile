@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks images lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -58,6 +58,9 @@ check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, com
 
 write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
+
+images: .venv/.has-core ## draw the diagrams of the README and the lessons again
+	$(BIN)/python -m minigpt.study.diagrams notebooks/images $(MODEL)
 
 lint: .venv/.has-lint ## check style and types
 	$(BIN)/ruff check .
