@@ -167,6 +167,7 @@ class CachedGPT(GPT):
         positions = start + torch.arange(tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         for layer, block in enumerate(self.h):
+            assert isinstance(block, Block)
             x = x + block.attn(block.ln_1(x), cache, layer)
             x = x + block.mlp(block.ln_2(x))
         return self.ln_f(x) @ self.wte.weight.T  # (B, T, V)

@@ -36,7 +36,8 @@ WORDS: dict[str, dict[str, str]] = {
         "new": "computed in this pass",
         "kept": "kept from before",
         "room": "room for later",
-        "cell": "Each place: a key and a value of {D} numbers, in {G} heads of each of {L} layers.",
+        "cell": "Each place: a key and a value of {D} numbers,\n"
+        "in {G} heads of each of {L} layers.",
         "bytes": "bytes per token",
         "attention.title": "One step of attention",
         "attention.text": (
@@ -103,7 +104,8 @@ WORDS: dict[str, dict[str, str]] = {
         "new": "tính ở lượt này",
         "kept": "giữ từ trước",
         "room": "chỗ để dành",
-        "cell": "Mỗi ô: một khóa và một giá trị gồm {D} số, ở {G} đầu của mỗi tầng trong {L} tầng.",
+        "cell": "Mỗi ô: một khóa và một giá trị gồm {D} số,\n"
+        "ở {G} đầu của mỗi tầng trong {L} tầng.",
         "bytes": "byte mỗi token",
         "attention.title": "Một bước attention",
         "attention.text": (
@@ -170,7 +172,7 @@ WORDS: dict[str, dict[str, str]] = {
         "new": "이번 패스에서 계산",
         "kept": "전에 보관한 것",
         "room": "비어 있는 자리",
-        "cell": "한 칸: 숫자 {D}개짜리 키와 값, 층 {L}개마다 헤드 {G}개씩.",
+        "cell": "한 칸: 숫자 {D}개짜리 키와 값,\n층 {L}개마다 헤드 {G}개씩.",
         "bytes": "바이트/토큰",
         "attention.title": "어텐션의 한 단계",
         "attention.text": (

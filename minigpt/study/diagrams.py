@@ -214,9 +214,11 @@ def cache_grid(config: GPTConfig, language: str = "en", prompt: int = 4, steps: 
         )
     y += 50
     G, D, L = config.kv_heads, config.head_dim, config.n_layer
-    draw.text(20, y, say["cell"].format(G=G, D=D, L=L), "small", "start")
+    for line in say["cell"].format(G=G, D=D, L=L).split("\n"):
+        draw.text(20, y, line, "small", "start")
+        y += 20
     size = f"2 × {L} × {G} × {D} × 4 = {8 * L * G * D:,}"
-    draw.text(20, y + 22, f"{size} {say['bytes']} (float32)", "shape", "start")
+    draw.text(20, y + 2, f"{size} {say['bytes']} (float32)", "shape", "start")
     return draw.finished("cache", say, language, prompt=str(prompt), steps=str(steps))
 
 
