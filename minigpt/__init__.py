@@ -4,7 +4,8 @@ from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.batch import generate_batch
 from minigpt.generation.beam import Beam, beam_search
-from minigpt.generation.decoding import Generation, generate, stream
+from minigpt.generation.continuation import generate, stream
+from minigpt.generation.decoding import Generation
 from minigpt.generation.sampling import Sampler, TokenLogProb
 from minigpt.generation.stops import StopStrings
 from minigpt.generation.text import TextStream, stream_text

@@ -22,7 +22,8 @@ from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
 from minigpt.study.cost import cache_bytes, inspect, parse_size
-from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer, byte_tokenizer
+from minigpt.training.bpe import train_bpe
 from minigpt.training.recipes import TrainConfig, configure, preset, read_toml
 
 BESIDES = (

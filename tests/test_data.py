@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer, byte_tokenizer
 from minigpt.training import data
+from minigpt.training.bpe import train_bpe
 from minigpt.training.data import IGNORED, Corpus, documents, draws, prepare, windows
 from minigpt.training.stories import stories
 

@@ -35,7 +35,8 @@ from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.generation.text import stream_text
 from minigpt.study.cost import inspect
-from minigpt.tokenizer import CharTokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer
+from minigpt.training.bpe import train_bpe
 from minigpt.training.loop import CHECKPOINTS, Run, train
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig

@@ -369,8 +369,3 @@ def test_logits_that_are_no_numbers_name_the_layer_that_made_them(exact, weight,
         exact.get_parameter(weight).view(-1)[0] = torch.nan
     with pytest.raises(MinigptError, match=rf"the model's logits hold nan.*\(first in {place}\)"):
         generate(exact, [1, 2, 3], 5)
-
-
-def test_an_unknown_setting_is_refused(exact):
-    with pytest.raises(MinigptError, match="'temprature' is not a setting of generation"):
-        generate(exact, [1], 5, temprature=1.0)

@@ -19,15 +19,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.generation.text import StreamDecoder
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import (
     END_OF_TEXT,
     CharTokenizer,
-    StreamDecoder,
     Tokenizer,
     byte_tokenizer,
-    train_bpe,
 )
+from minigpt.training.bpe import train_bpe
 from minigpt.training.stories import stories
 
 SCRIPTS = [

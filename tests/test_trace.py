@@ -161,7 +161,6 @@ class TestRefusals:
         [
             ("Hello", {"max_new_tokens": 0}, "max_new_tokens is 0, needed a whole number"),
             ("Hello", {"rounds": 0}, "rounds is 0, needed a whole number"),
-            ("Hello", {"temperatur": 1}, "'temperatur' is not a setting"),
             ("x" * 161, {}, "161 tokens, but this model's context is 160"),
             ("", {}, "the prompt is empty"),
             ("\ud800", {}, "lone surrogate"),

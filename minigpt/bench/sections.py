@@ -50,7 +50,7 @@ from minigpt.bench.measure import (
 )
 from minigpt.checkpoint import hub
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.numerics.base import NUMERICS
 from minigpt.support.errors import MinigptError

@@ -15,7 +15,7 @@ import torch
 from minigpt.generation.decoding import Row, evaluating
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_number
+from minigpt.support.checks import is_model, is_number, is_whole
 from minigpt.support.errors import MinigptError
 
 STRONGEST = 10  # length penalty: far beyond any use, and a long text to that power is a number
@@ -57,7 +57,7 @@ def beam_search(
         MinigptError: for arguments out of range, before any work is done.
     """
     is_model(model)
-    if type(beams) is not int or not 1 <= beams <= model.config.vocab_size:
+    if not is_whole(beams) or not 1 <= beams <= model.config.vocab_size:
         raise MinigptError(
             f"beams is {beams!r}, needed a whole number from 1 to the vocabulary's "
             f"{model.config.vocab_size}"

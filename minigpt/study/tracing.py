@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, evaluating, sampler_settings
+from minigpt.generation.decoding import Row, evaluating
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
 from minigpt.study.diagnosis import recording
@@ -106,10 +106,16 @@ def trace(
     prompt: str | Sequence[int],
     max_new_tokens: int = 40,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
     rounds: int = 3,
     progress: Callable[[str], object] = lambda line: None,
-    **sampling: Any,
 ) -> Trace:
     """Decode a prompt step by step, with the cache and without, and keep what happened.
 
@@ -119,7 +125,7 @@ def trace(
         model: runs in evaluation mode; its mode is restored afterwards.
         prompt: text, or its tokens; empty starts from the end-of-text token.
         max_new_tokens: steps, the prefill included; the context's end or an end of text stops it.
-        temperature, seed, sampling: as for `generate`.
+        temperature, ..., seed: as for `generate`.
         rounds: how often both passes of a step are timed, in turns.
         progress: called with a line now and then.
 
@@ -129,7 +135,10 @@ def trace(
     whole("max_new_tokens", max_new_tokens)
     whole("rounds", rounds)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    sampler = Sampler(temperature, **sampler_settings(sampling))
+    sampler = Sampler(
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias,
+    )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
     config, given = model.config, len(row.window)
     longest = min(given + max_new_tokens - 1, config.n_positions)

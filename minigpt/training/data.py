@@ -27,7 +27,8 @@ from torch import Tensor
 
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import aside, flush
-from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
+from minigpt.training.bpe import train_bpe
 from minigpt.training.stories import stories
 
 PIECE = 2**20  # bytes of a file in memory at a time

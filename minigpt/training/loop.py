@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from minigpt.checkpoint import weights
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.numerics.training import TrainingOps
 from minigpt.support.errors import MinigptError
