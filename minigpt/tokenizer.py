@@ -1,8 +1,9 @@
-"""Text to tokens and back: GPT-2's byte-level BPE, with tiktoken doing the merging.
+"""Text to tokens and back, by GPT-2's byte pairs or by characters: one long file, because a
+checkpoint's files say which of the two kinds of tokenizer it has.
 
-Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`, `merges.txt`), and can take
-bytes or characters for tokens. How byte pairs are learned is in `training/bpe.py`, where a
-checkpoint comes from in `checkpoint/hub.py`, text of tokens as they come in `generation/text.py`.
+tiktoken does the merging. Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`,
+`merges.txt`). How byte pairs are learned is in `training/bpe.py`, where a checkpoint comes from in
+`checkpoint/hub.py`, text of tokens as they come in `generation/text.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from minigpt.support.checks import is_whole, listed, path_of, plain_file
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import write_text
+from minigpt.support.files import read_json, write_text
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -162,7 +163,7 @@ class Tokenizer:
         """
         if not all(type(text) is str for text in vocab):
             raise MinigptError(f"the vocabulary of {where} has tokens that are no text")
-        if any(type(i) is not int or i < 0 for i in vocab.values()):
+        if not all(is_whole(i) and i >= 0 for i in vocab.values()):
             raise MinigptError(f"the vocabulary of {where} has ids that are not whole numbers >= 0")
         if len(set(vocab.values())) < len(vocab):
             raise MinigptError(f"the vocabulary of {where} gives one id to two tokens")
@@ -407,10 +408,11 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = read_json(path, LARGEST_FILE)
+    except OSError as error:
+        raise MinigptError(f"{path} cannot be read ({error}): get the file again") from error
+    except ValueError as error:
         raise MinigptError(f"{path} is not a JSON object ({error}): get the file again") from error
     if not isinstance(found, dict):
         raise MinigptError(f"{path} is not a JSON object: get the file again")

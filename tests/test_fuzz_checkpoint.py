@@ -41,7 +41,7 @@ from minigpt.training.loop import CHECKPOINTS, Run, train
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Problems, starting_model
-from minigpt.training.state import newest
+from minigpt.training.state import newest_checkpoint
 from minigpt.training.stories import stories
 from minigpt.training.tasks import TASKS
 
@@ -155,7 +155,7 @@ def use_run(directory: Path) -> None:
     model = starting_model(RUN, source)
     run = Run(model, source, RUN, directory, Processes(torch.device("cpu")), resume=True)
     run.step()
-    use_model(newest(directory / CHECKPOINTS) or directory)
+    use_model(newest_checkpoint(directory / CHECKPOINTS) or directory)
 
 
 SUBJECTS: dict[str, tuple[Callable[[Path], None], tuple[Callable[[Path], None], ...], int]] = {

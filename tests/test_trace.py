@@ -16,7 +16,7 @@ from minigpt.generation.sampling import log_probabilities
 from minigpt.study import tracing as trace_module
 from minigpt.study.diagnosis import recording
 from minigpt.study.plot import head_state
-from minigpt.study.tracing import SLOT, TEMPLATE, multiplications, trace, write_html
+from minigpt.study.tracing import SLOT, TEMPLATE, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
 
 IDS = list(b"Hello")
@@ -101,7 +101,7 @@ class TestSteps:
                 products += call.output.numel() * call.arguments[1].shape[0]
             if call.kind == "attention":  # 15 keys are read, for scores and for the mix
                 products += 2 * 15 * call.output.shape[1] * call.output.shape[3]
-        assert multiplications(model.config, 5, 15) == products
+        assert model.config.multiplications(5, 15) == products
 
     def test_have_the_models_probabilities(self, exact, traced):
         for step in traced.steps:

@@ -268,7 +268,8 @@ class Bench:
         """Seconds of the limit and of every entrant, in the same turns; measured once."""
         if (kind, size) not in self._samples:
             prepare: Callable[[Entrant, int], Callable[[], object]] = self._prefill
-            limit, scale = self._multiplier(), self._multiplications(size) / self.side**3
+            work = self.model.config.multiplications(size, size * (size + 1) // 2)
+            limit, scale = self._multiplier(), work / self.side**3
             if kind == "decode":
                 prepare = self._decode
                 limit, scale = self._reader(), self.steps * self._bytes_read(size) / self.buffer
@@ -298,13 +299,6 @@ class Bench:
             looked_up += self.model.wte.weight.nbytes
         positions = batch_size * (self.prompt + self.steps / 2)  # half way through the steps
         return self.bytes - looked_up + self.model.cache_spec.bytes_per_token * positions
-
-    def _multiplications(self, length: int) -> int:
-        """In a prefill: linear layers, causal attention (scores and mix), one row of logits."""
-        c = self.model.config
-        linear = sum(weight.numel() for weight in self.model.h.parameters() if weight.ndim == 2)
-        attention = c.n_layer * c.n_embd * (length + 1)  # half of all keys, twice
-        return length * (linear + attention) + c.vocab_size * c.n_embd
 
     def _rows(self, group: str, samples: Samples, steps: int, tokens: int) -> Iterator[Row]:
         """Milliseconds of each step, which takes `tokens` tokens on."""

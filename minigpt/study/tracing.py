@@ -202,15 +202,6 @@ def attention_weights(model: GPT, cache: KVCache) -> Tensor:
     return torch.stack(weights)
 
 
-def multiplications(config: GPTConfig, positions: int, keys: int) -> int:
-    """Of a pass that computes so many positions, whose queries read so many keys together, and the
-    logits of the last position."""
-    kv_width = config.kv_heads * config.head_dim
-    matrices = config.n_embd * (2 * config.n_embd + 2 * kv_width + 2 * config.inner)
-    attention = 2 * keys * config.n_embd  # each query with its keys, each weight with its value
-    return config.n_layer * (positions * matrices + attention) + config.n_embd * config.vocab_size
-
-
 def write_html(trace: Trace, path: str | Path) -> None:
     """Write a trace as one page that works from anywhere, also without a network.
 
@@ -280,7 +271,7 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
     def work(first: int, seconds: list[float]) -> Work:
         keys = sum(range(first + 1, length + 1))  # query t reads the keys up to itself
         count = length - first
-        return Work(count, keys, multiplications(model.config, count, keys), median(seconds))
+        return Work(count, keys, model.config.multiplications(count, keys), median(seconds))
 
     return Step(
         length=length,

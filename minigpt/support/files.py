@@ -1,4 +1,5 @@
-"""Writing where others may write and read too, and where any of them may be killed.
+"""Reading files that may be damaged; writing where others may write and read too, and where any of
+them may be killed.
 
 What is new is written in a folder of its own and then renamed. Locks are the system's own, on
 directories: they leave no file behind, and end with the process that holds them, however it ends.
@@ -7,6 +8,7 @@ Where there are none (Windows, some network drives) everything works for one pro
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -15,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from minigpt.support.checks import plain_file
 
 if sys.platform != "win32":
     import fcntl
@@ -85,6 +90,20 @@ def _take(directory: Path, shared: bool, wait: bool) -> int | None:
 def _untouched_for(directory: Path) -> float:
     """Seconds since anything was written there."""
     return time.time() - max(path.stat().st_mtime for path in (directory, *directory.rglob("*")))
+
+
+def read_json(path: Path, most: int) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: when it is missing, cannot be read, or has more than `most` bytes.
+        ValueError: when it is not JSON in UTF-8, or nested too deeply to be read.
+    """
+    plain_file(path, most)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_text(path: Path, text: str) -> None:

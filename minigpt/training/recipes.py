@@ -2,7 +2,7 @@
 
 A run is its `TrainConfig`: the defaults, changed by a preset, then by a TOML file, then on the
 command line. It is saved beside each checkpoint, so that a run can be told and repeated. What the
-numbers do is in `train.py`.
+numbers do is in `loop.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool = False) -> Any:
     """A field with its documentation; `later`: may be changed when a run is resumed."""
-    return field(
-        default=default, metadata={"about": about, "choices": choices, "later": later}
-    )  # fmt: skip
+    return field(default=default, metadata={"about": about, "choices": choices, "later": later})
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,8 @@ class TrainConfig:
             raise MinigptError(
                 f"lora_on names {unknown[0]!r}, needed some of {', '.join(PROJECTIONS)}"
             )
+        if self.shard and self.precision == "float16":
+            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.shape(1, None)  # refuses a width that the heads cannot share, and the like
 
     def shape(self, vocab_size: int, end_of_text: int | None) -> GPTConfig:
