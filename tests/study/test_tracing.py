@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TOY
 
 import minigpt
 from minigpt import GPT, MinigptError, Tokenizer
@@ -18,6 +17,7 @@ from minigpt.study.diagnosis import recording
 from minigpt.study.plot import head_state
 from minigpt.study.tracing import SLOT, TEMPLATE, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
+from tests.helpers import TOY
 
 IDS = list(b"Hello")
 

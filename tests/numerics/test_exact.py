@@ -242,7 +242,7 @@ class TestACertificate:
 
     def test_for_attention_whose_sums_are_cut_by_the_number_of_queries(self, monkeypatch):
         def mix(weights, v):
-            half = v.shape[1] // 2
+            half = 37  # no kernel cuts its sums there of its own accord
             if weights.shape[1] < 8:
                 return plain_mix(weights[..., :half], v[:, :half]) + plain_mix(
                     weights[..., half:], v[:, half:]
