@@ -408,12 +408,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, LARGEST_FILE)
-    except OSError as error:
-        raise MinigptError(f"{path} cannot be read ({error}): get the file again") from error
-    except ValueError as error:
-        raise MinigptError(f"{path} is not a JSON object ({error}): get the file again") from error
+    found = read_json(path, LARGEST_FILE, "get the file again")
     if not isinstance(found, dict):
         raise MinigptError(f"{path} is not a JSON object: get the file again")
     return found

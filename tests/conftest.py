@@ -11,7 +11,7 @@ import torch
 
 from minigpt import GPT, GPTConfig
 from minigpt.generation.sampling import Sampler
-from minigpt.numerics.base import FastOps
+from minigpt.numerics.fast import FastOps
 
 pytest_plugins = ["tests.fake_hub"]
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
-from minigpt.generation.decoding import Generation, Row, evaluating
+from minigpt.cache.base import KVCache
+from minigpt.generation.decoding import Generation, Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
-from minigpt.support.checks import is_model, listed, whole
+from minigpt.numerics.base import whole_blocks
+from minigpt.support.checks import is_model, is_whole, listed, whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 MOST_ROWS = 2**16
 
@@ -66,7 +68,7 @@ def generate_batch(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    whole("n", n)
+    n = whole("n", n)
     is_model(model)
     prompts = listed(prompts)
     if not prompts:
@@ -78,7 +80,8 @@ def generate_batch(
     count = len(prompts) * n
     if count > MOST_ROWS:
         raise MinigptError(f"{count} rows were asked for, needed at most {MOST_ROWS} at once")
-    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else listed(seed, "seed")
+    given = range(seed, seed + count) if is_whole(seed) else seed
+    seeds = listed(given, "seed")  # type: ignore[arg-type]  # mypy: still perhaps an int
     if len(seeds) != count:
         raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
     sampler = Sampler(
@@ -90,7 +93,7 @@ def generate_batch(
         for number, its_seed in enumerate(seeds)
     ]
     longest = max(len(row.window) for row in rows) + max_new_tokens
-    room = min(model.config.n_positions, -(-longest // KEY_BLOCK) * KEY_BLOCK)
+    room = min(model.config.n_positions, whole_blocks(longest))
     _Batch(model, rows, n, model.new_cache(max_length=room, kind=kind), on_token).run()
     return [row.result for row in rows]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
+from minigpt.cache.base import KVCache
 from minigpt.generation.decoding import Drafter, Generation, Row, decode, keep_common_prefix
 from minigpt.generation.drafts import drafter_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
+from minigpt.numerics.base import whole_blocks
 from minigpt.support.errors import MinigptError
 
 
@@ -125,6 +126,6 @@ def stream(
         row.result.reused = keep_common_prefix(cache, row.window, model)
         row.limit = min(row.limit, cache.capacity)
     elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
-        blocks = -(-(len(row.window) + row.left) // KEY_BLOCK)
-        cache = model.new_cache(max_length=min(row.limit, blocks * KEY_BLOCK))
+        room = whole_blocks(len(row.window) + row.left)
+        cache = model.new_cache(max_length=min(row.limit, room))
     return TokenStream(decode(row, cache, drafter), row.result)

@@ -8,19 +8,20 @@ guesses come from in `drafts.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_whole, listed
+from minigpt.numerics.recorder import recording
+from minigpt.support.checks import is_model, is_whole, listed, whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 POLICIES = ("stop", "reprefill")
 IDS = "a list of token ids"
@@ -69,19 +70,12 @@ class Row:
         is_model(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
-        if not is_whole(max_new_tokens) or max_new_tokens < 0:
-            raise MinigptError(
-                f"max_new_tokens is {max_new_tokens!r}, needed a whole number from 0 on"
-            )
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         if policy not in POLICIES:
             raise MinigptError(f"policy is {policy!r}, needed one of {', '.join(POLICIES)}")
-        if not is_whole(seed) or not 0 <= seed < 2**63:
-            raise MinigptError(f"seed is {seed!r}, needed a whole number from 0 to 2**63 - 1")
-        top, most = top_log_probabilities, config.vocab_size
-        if top is not None and not (is_whole(top) and 0 <= top <= most):
-            raise MinigptError(
-                f"top_log_probabilities is {top!r}, needed a whole number from 0 to {most}"
-            )
+        seed, most = whole("seed", seed, 0, 2**63 - 1), config.vocab_size
+        if top_log_probabilities is not None:
+            whole("top_log_probabilities", top_log_probabilities, 0, most)
         sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
@@ -260,33 +254,15 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next(differ, min(len(one), len(other)))
 
 
-@contextmanager
-def evaluating(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every layer is in the mode that it was in.
-
-    Args:
-        layers: `model.modules()`, from a caller that comes for every token: to list them takes
-            as long as to run one.
-    """
-    before = [(layer, layer.training) for layer in layers or model.modules()]
-    if not any(training for _, training in before):
-        yield
-        return
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
-        for layer, training in before:
-            layer.training = training
-
-
 def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptError:
     """The same error, naming the layer whose output was the first that is no number."""
-    from minigpt.study.diagnosis import first_not_finite
-
-    with evaluating(model), torch.inference_mode():
-        place = first_not_finite(model, torch.tensor([list(window)], device=model.device))
-    return error if place is None else MinigptError(f"{error} (first in {place})")
+    for name in ("wte", "wpe"):
+        if not getattr(model, name).weight.isfinite().all():
+            return MinigptError(f"{error} (first in {name}, the embeddings)")
+    with evaluating(model), torch.inference_mode(), recording(model) as calls:
+        model(torch.tensor([list(window)], device=model.device))
+    for name, call in calls.items():
+        if not call.output.isfinite().all():
+            place = name.replace("h.", "layer ", 1) if name.startswith("h.") else name
+            return MinigptError(f"{error} (first in {place})")
+    return error

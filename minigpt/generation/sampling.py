@@ -290,10 +290,8 @@ def log_probabilities(logits: Tensor, token: int, top_n: int = 0) -> TokenLogPro
         MinigptError: for a token or `top_n` beyond the vocabulary, or logits that hold NaN.
     """
     vocab_size = _width(logits)
-    if not is_whole(token) or not 0 <= token < vocab_size:
-        raise MinigptError(f"token is {token!r}, needed a whole number from 0 to {vocab_size - 1}")
-    if not is_whole(top_n) or not 0 <= top_n <= vocab_size:
-        raise MinigptError(f"top_n is {top_n!r}, needed a whole number from 0 to {vocab_size}")
+    token = whole("token", token, 0, vocab_size - 1)
+    whole("top_n", top_n, 0, vocab_size)
     scores = _numbers(logits).log_softmax(-1)
     top: list[int] = []
     if top_n:

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, evaluating
+from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
-from minigpt.study.diagnosis import recording
+from minigpt.numerics.recorder import recording
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import write_text
+from minigpt.support.modes import evaluating
 from minigpt.tokenizer import Tokenizer
 
 TEMPLATE = Path(__file__).with_name("tracing.html")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from minigpt.support.checks import is_whole, listed
+from minigpt.support.checks import listed, whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.wording import counted
 from minigpt.tokenizer import END_OF_TEXT, Tokenizer, check_text
 
 LARGEST = 2**20  # tokens to learn
@@ -34,13 +35,8 @@ def train_bpe(
             f"texts is one {type(texts).__name__}, needed several: pass a list of texts"
         )
     specials = [check_text(text) for text in listed(specials, "specials", "a list of texts")]
-    if not is_whole(vocab_size) or vocab_size > LARGEST:
-        raise MinigptError(f"vocab_size is {vocab_size!r}, needed a whole number up to {LARGEST}")
-    if vocab_size < 256 + len(specials):
-        raise MinigptError(
-            f"vocab_size is {vocab_size}, needed at least {256 + len(specials)}: 256 bytes and "
-            f"{len(specials)} special tokens"
-        )
+    bytes_and_specials = f"256 bytes and {counted(len(specials), 'special token')} come first"
+    whole("vocab_size", vocab_size, 256 + len(specials), LARGEST, bytes_and_specials)
     byte_level = tokenizers.pre_tokenizers.ByteLevel  # cuts text by the same pattern as above
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = byte_level(add_prefix_space=False)

@@ -294,7 +294,7 @@ def _rename(made: Path, home: Path) -> None:
 
 def _open(home: Path) -> Corpus:
     try:
-        about = read_json(home / "corpus.json", LARGEST_ABOUT)
+        about = read_json(home / "corpus.json", LARGEST_ABOUT, "it is damaged")
         dtype, held_out_bytes = np.dtype(about["dtype"]), int(about["held_out_bytes"])
         training, held_out = (_map(home / name, dtype) for name in ("training.bin", "held_out.bin"))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -188,7 +188,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> Saved:
             that differ are named.
     """
     try:
-        content = read_json(path / STATE, LARGEST_STATE)
+        content = read_json(path / STATE, LARGEST_STATE, "it is damaged")
         before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
         state = State(**content)
         state.check(before.steps)

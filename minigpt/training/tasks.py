@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 from minigpt.training.data import IGNORED, draws
 
@@ -149,8 +150,7 @@ class Task:
             MinigptError: when the model's context or vocabulary is too small, or count is below 1.
         """
         tokenizer = tokenizer or self.tokenizer
-        if type(count) is not int or count < 1:
-            raise MinigptError(f"count is {count!r}, needed a whole number from 1 on")
+        whole("count", count)
         if model.config.n_positions < self.context:
             raise MinigptError(
                 f"the model's context is {model.config.n_positions}, needed {self.context} for a "

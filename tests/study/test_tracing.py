@@ -12,8 +12,8 @@ import minigpt
 from minigpt import GPT, MinigptError, Tokenizer
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
+from minigpt.numerics.recorder import recording
 from minigpt.study import tracing as trace_module
-from minigpt.study.diagnosis import recording
 from minigpt.study.plot import head_state
 from minigpt.study.tracing import SLOT, TEMPLATE, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
