@@ -235,7 +235,7 @@ REFUSED = [
     ({"ids": None}, "the prompt is None, needed a list of token ids"),
     ({"ids": []}, "the prompt is empty and this model has no end-of-text token"),
     ({"ids": [0] * 161}, "the prompt has 161 tokens, but this model's context is 160: shorten it"),
-    ({"max_new_tokens": -1}, "max_new_tokens is -1, needed a whole number from 0 on"),
+    ({"max_new_tokens": -1}, "max_new_tokens is -1, needed a whole number of at least 0"),
     ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0, needed"),
     ({"max_new_tokens": True}, "max_new_tokens is True, needed"),
     ({"temperature": -1}, "temperature is -1, needed"),
