@@ -30,7 +30,6 @@ from minigpt.bench.entrants import (
     Decode,
     Entrant,
     entrants,
-    greedy,
     installed,
     int8_entrants,
     minigpt_entrant,
@@ -50,7 +49,7 @@ from minigpt.bench.measure import (
 )
 from minigpt.checkpoint import hub
 from minigpt.config import GPTConfig
-from minigpt.generation.continuation import generate
+from minigpt.generation.continuation import choose_likeliest, generate
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 from minigpt.support.errors import MinigptError
@@ -422,7 +421,7 @@ def load_probe(
         seconds = []
         for _ in range(2):  # a prompt, then a single token
             began = time.perf_counter()
-            greedy(rival, tokens, rival.new_cache(1, 64), 2).tolist()
+            choose_likeliest(rival.next_logits, tokens, 2, rival.new_cache(1, 64)).tolist()
             seconds.append(time.perf_counter() - began)
         found[name] = seconds[0] - seconds[1]
     if before is not None and loaded is not None:

@@ -7,6 +7,10 @@ Both run the loop in `decoding.py`. Many prompts at once are in `batch.py`, text
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.generation.decoding import Drafter, Generation, Row, decode, keep_common_prefix
@@ -129,3 +133,22 @@ def stream(
         room = whole_blocks(len(row.window) + row.left)
         cache = model.new_cache(max_length=min(row.limit, room))
     return TokenStream(decode(row, cache, drafter), row.result)
+
+
+@torch.inference_mode()
+def choose_likeliest(
+    next_logits: Callable[[Tensor, Any], Tensor], tokens: Tensor, count: int, cache: Any
+) -> Tensor:
+    """Continue several texts of one length by their likeliest tokens: (B, T) -> (B, count).
+
+    Args:
+        next_logits: of a model, ours or another: (B, T) tokens and a cache to the (B, V) that
+            follow.
+        cache: what it keeps between two calls; None: it is given the whole texts every time.
+    """
+    text = tokens
+    for _ in range(count):
+        new = next_logits(tokens, cache).argmax(-1, keepdim=True)  # (B, 1)
+        text = torch.cat((text, new), 1)
+        tokens = text if cache is None else new
+    return text[:, -count:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
@@ -237,7 +238,8 @@ class Run:
                 # Processes average their gradients; this loss is to be added up over them.
                 self.scaler.scale(part * self.processes.count).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = gather(clip(trained(self.model).values(), config.clip)).item()
+        limit = config.clip or math.inf
+        norm = gather(clip_grad_norm_(trained(self.model).values(), limit)).item()  # before it
         [total] = self.processes.sums(loss.item())
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise MinigptError(
@@ -286,10 +288,14 @@ class Run:
         self.state.scaler = self.scaler.state_dict()
         if self.processes.rank == 0:
             save_checkpoint(
-                self.directory / CHECKPOINTS, self.state, self.config, self.model.config,
-                lora.merged(tensors, self.config.lora_scale), {**moments, **lora.adapted(tensors)},
-                self.source.tokenizer.save_pretrained,
-            )  # fmt: skip
+                self.directory / CHECKPOINTS,
+                self.state,
+                self.config,
+                self.model.config,
+                model=lora.merged(tensors, self.config.lora_scale),
+                tensors={**moments, **lora.adapted(tensors)},
+                save_tokenizer=self.source.tokenizer.save_pretrained,
+            )
         self.processes.wait()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -310,18 +316,17 @@ class Run:
 
 def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), with decay on matrices only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = trained(model).values()
     return torch.optim.AdamW(
-        [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(config.beta1, config.beta2),
+        [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
-    )  # fmt: skip
-
-
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """The norm of all gradients together; beyond the limit they shrink to it. 0: no limit."""
-    return torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
+    )
 
 
 def rate(step: int, config: TrainConfig) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
+from minigpt.generation.continuation import choose_likeliest
 from minigpt.model import GPT
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
@@ -173,19 +174,12 @@ class Task:
         return right / len(problems)
 
 
-@torch.inference_mode()
 def continue_greedily(model: GPT, tokens: Tensor, count: int, use_cache: bool = True) -> Tensor:
     """The likeliest next tokens of several texts of one length: (B, T) -> (B, count) on the CPU."""
-    tokens = tokens.to(model.device)
     length = tokens.shape[1] + count - 1  # the last token is not read again
     cache = model.new_cache(len(tokens), length) if use_cache else None
-    text = pending = tokens
     with evaluating(model):
-        for _ in range(count):
-            new = model.next_logits(pending, cache=cache).argmax(dim=-1, keepdim=True)  # (B, 1)
-            text = torch.cat((text, new), dim=1)
-            pending = text if cache is None else new
-    return text[:, -count:].cpu()
+        return choose_likeliest(model.next_logits, tokens.to(model.device), count, cache).cpu()
 
 
 def _addition(rng: random.Random) -> Problem:
