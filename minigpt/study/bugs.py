@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.lossy import WindowCache
-from minigpt.cache.plain import GrowingCache
+from minigpt.cache.plain import GrowingCache, appended
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 
@@ -66,10 +66,11 @@ class KeptBetweenPrompts(GrowingCache):
         self._data = self.memory.setdefault(batch_size, self._data)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> Appended:
-        held = self._data[layer]
-        self._data[layer] = torch.cat([held, torch.stack([k, v])], -2)
+        before = self._data[layer].shape[-2] - len(self)  # keys that it began with
+        starts = [before + length for length in self._lengths]
+        self._data[layer] = appended(self._data[layer], torch.stack([k, v]), starts)
         keys, values = self._data[layer]
-        return keys, values, [held.shape[-2]] * self.batch_size
+        return keys, values, starts
 
 
 class ValuesStay(GrowingCache):
