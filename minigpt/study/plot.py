@@ -211,10 +211,13 @@ def head_state(
     cache = source if isinstance(source, KVCache) else None
     if isinstance(source, GPT):
         model, text = source, list(ids or [])
-    elif source.model is None or source.tokens is None:
-        raise MinigptError(f"{source!r} does not know its model or tokens: pass a model and ids")
     else:
-        model, text = source.model, source.tokens[0]
+        filled_by = source.origin and source.origin.weights.model
+        if not isinstance(filled_by, GPT) or source.tokens is None:
+            raise MinigptError(
+                f"{source!r} does not know its model or tokens: pass a model and ids"
+            )
+        model, text = filled_by, source.tokens[0]
     config = model.config
     for name, value, count in (("layer", layer, config.n_layer), ("head", head, config.n_head)):
         if type(value) is not int or not 0 <= value < count:
