@@ -126,15 +126,6 @@ def _made(spec: CacheSpec, origin: Origin | None) -> dict[str, str]:
     }
 
 
-def _binding(made: dict[str, str], longest: int) -> list[str]:
-    """What of that must be so again, for rows that are to be gone on with."""
-    if not longest or made["numerics"] == FOREIGN:
-        return ["dtype", "device"]
-    if made["numerics"] != "exact":  # nothing is promised of their bits
-        return ["dtype", "device", "numerics"]
-    return ["dtype", "device", *(name for name in made if name != "threads")]
-
-
 def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
     """A saved cache, of the kind it was, ready to go on with the same model.
 
@@ -174,9 +165,14 @@ def _restored(
         raise ValueError(f"lengths are {lengths!r}")
     origin = Origin.of(model)
     here = _made(model.cache_spec, origin)
-    if type(found["notes"]) is not dict or not all(str(made[name]).isprintable() for name in here):
+    if type(found["notes"]) is not dict or not all(str(v).isprintable() for v in made.values()):
         raise ValueError("it does not say what it was made with")
-    for name in _binding(made, max(lengths)):
+    binding = {"dtype", "device"}
+    if max(lengths) and made["numerics"] == "exact":
+        binding = {*here} - {"threads"}
+    elif max(lengths) and made["numerics"] != FOREIGN:  # its bits are not promised
+        binding.add("numerics")
+    for name in sorted(binding):
         if made[name] != here[name]:
             raise MinigptError(
                 f"the cache in {path} was made with {name} {made[name]}, here it is {here[name]}: "
