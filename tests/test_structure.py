@@ -111,9 +111,7 @@ def test_no_module_and_function_share_a_name():
     assert {name for name in modules() if last(name) in functions} == set()
 
 
-@pytest.mark.parametrize(
-    "file", ["README.md", *(pytest.param(file, marks=mending) for file in list(LINES)[1:])]
-)
+@pytest.mark.parametrize("file", LINES)
 def test_what_is_read_first_is_short(file):
     assert (ROOT / file).read_text("utf-8").count("\n") <= LINES[file]
 
