@@ -237,14 +237,6 @@ def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
             return
 
 
-def _lengths(texts: Sequence[str]) -> list[int]:
-    return [len(text) for text in texts]
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    return [(text, tokenizer.encode(text)) for text in texts]
-
-
 def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     """Characters of all documents, and after how many of them the held-out part begins."""
     starts = array("Q")  # of each document
