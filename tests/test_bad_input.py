@@ -151,7 +151,7 @@ CALLS: list[tuple[str, str]] = [
     ("Sampler().choose(torch.zeros(1, 5), GENERATOR)",
      "the logits are (1, 5), needed a tensor (V,)"),
     ("Sampler().distribution(torch.zeros(0))", "the logits are (0,), needed"),
-    ("Sampler(top_p=np.float32(0.5))", "top_p is np.float32(0.5), needed a probability"),
+    ("Sampler(top_p=np.float32(1.5))", "top_p is np.float32(1.5), needed a probability"),
     ("log_probabilities([0.0], 0)", "the logits are list, needed"),
     ("inspect(SAVED, batch=1.5)", "batch is 1.5, needed"),
     ("parse_size(8)", "the size is 8, needed a number of bytes such as 512MB"),
