@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
+from minigpt.generation.continuation import choose_likeliest
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 from minigpt.numerics.base import whole_blocks
@@ -40,24 +41,16 @@ class Entrant:
     def prefill(self, tokens: Tensor) -> Decode:
         """What comes back takes (B, T) tokens to their next ids, by way of a filled cache."""
         self.ready()
-        return lambda: greedy(self, tokens, self.new_cache(*tokens.shape), 1).tolist()
+        return lambda: choose_likeliest(
+            self.next_logits, tokens, 1, self.new_cache(*tokens.shape)
+        ).tolist()
 
     def decode(self, tokens: Tensor, steps: int) -> Decode:
         """Prefill (B, T) tokens and choose the next ones; what comes back decodes `steps` more."""
         self.ready()
         cache = self.new_cache(len(tokens), tokens.shape[1] + steps)
-        first = greedy(self, tokens, cache, 1)
-        return lambda: greedy(self, first, cache, steps).tolist()
-
-
-@torch.inference_mode()
-def greedy(entrant: Entrant, tokens: Tensor, cache: Any, steps: int) -> Tensor:
-    """Feed (B, T) tokens, then decode: (B, steps) ids."""
-    chosen = []
-    for _ in range(steps):
-        tokens = entrant.next_logits(tokens, cache).argmax(-1, keepdim=True)  # (B, 1)
-        chosen.append(tokens)
-    return torch.cat(chosen, 1)
+        first = choose_likeliest(self.next_logits, tokens, 1, cache)
+        return lambda: choose_likeliest(self.next_logits, first, steps, cache).tolist()
 
 
 def minigpt_entrant(model: GPT, numerics: str, name: str = "minigpt") -> Entrant:

@@ -30,7 +30,6 @@ from minigpt.bench.entrants import (
     Decode,
     Entrant,
     entrants,
-    greedy,
     installed,
     int8_entrants,
     minigpt_entrant,
@@ -49,7 +48,7 @@ from minigpt.bench.measure import (
 )
 from minigpt.checkpoint import hub
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import choose_likeliest, generate
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 from minigpt.support.errors import MinigptError
@@ -268,7 +267,8 @@ class Bench:
         """Seconds of the limit and of every entrant, in the same turns; measured once."""
         if (kind, size) not in self._samples:
             prepare: Callable[[Entrant, int], Callable[[], object]] = self._prefill
-            limit, scale = self._multiplier(), self._multiplications(size) / self.side**3
+            work = self.model.config.multiplications(size, size * (size + 1) // 2)
+            limit, scale = self._multiplier(), work / self.side**3
             if kind == "decode":
                 prepare = self._decode
                 limit, scale = self._reader(), self.steps * self._bytes_read(size) / self.buffer
@@ -298,13 +298,6 @@ class Bench:
             looked_up += self.model.wte.weight.nbytes
         positions = batch_size * (self.prompt + self.steps / 2)  # half way through the steps
         return self.bytes - looked_up + self.model.cache_spec.bytes_per_token * positions
-
-    def _multiplications(self, length: int) -> int:
-        """In a prefill: linear layers, causal attention (scores and mix), one row of logits."""
-        c = self.model.config
-        linear = sum(weight.numel() for weight in self.model.h.parameters() if weight.ndim == 2)
-        attention = c.n_layer * c.n_embd * (length + 1)  # half of all keys, twice
-        return length * (linear + attention) + c.vocab_size * c.n_embd
 
     def _rows(self, group: str, samples: Samples, steps: int, tokens: int) -> Iterator[Row]:
         """Milliseconds of each step, which takes `tokens` tokens on."""
@@ -428,7 +421,7 @@ def load_probe(
         seconds = []
         for _ in range(2):  # a prompt, then a single token
             began = time.perf_counter()
-            greedy(rival, tokens, rival.new_cache(1, 64), 2).tolist()
+            choose_likeliest(rival.next_logits, tokens, 2, rival.new_cache(1, 64)).tolist()
             seconds.append(time.perf_counter() - began)
         found[name] = seconds[0] - seconds[1]
     if before is not None and loaded is not None:

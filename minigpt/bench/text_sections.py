@@ -10,7 +10,7 @@ import torch
 
 from minigpt.bench.measure import Row, Section, interleave, ratios
 from minigpt.generation.batch import generate_batch
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import generate
 from minigpt.generation.drafts import acceptance
 from minigpt.model import GPT
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, sampler_settings
+from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
 from minigpt.numerics.recorder import recording
@@ -107,10 +107,16 @@ def trace(
     prompt: str | Sequence[int],
     max_new_tokens: int = 40,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
     rounds: int = 3,
     progress: Callable[[str], object] = lambda line: None,
-    **sampling: Any,
 ) -> Trace:
     """Decode a prompt step by step, with the cache and without, and keep what happened.
 
@@ -120,7 +126,7 @@ def trace(
         model: runs in evaluation mode; its mode is restored afterwards.
         prompt: text, or its tokens; empty starts from the end-of-text token.
         max_new_tokens: steps, the prefill included; the context's end or an end of text stops it.
-        temperature, seed, sampling: as for `generate`.
+        temperature, ..., seed: as for `generate`.
         rounds: how often both passes of a step are timed, in turns.
         progress: called with a line now and then.
 
@@ -130,7 +136,10 @@ def trace(
     whole("max_new_tokens", max_new_tokens)
     whole("rounds", rounds)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    sampler = Sampler(temperature, **sampler_settings(sampling))
+    sampler = Sampler(
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias,
+    )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
     config, given = model.config, len(row.window)
     longest = min(given + max_new_tokens - 1, config.n_positions)
@@ -192,15 +201,6 @@ def attention_weights(model: GPT, cache: KVCache) -> Tensor:
         scores = q[0].float() @ k[0].float().mT * scale  # (H, S, S)
         weights.append(scores.masked_fill(future, -torch.inf).softmax(-1).cpu())
     return torch.stack(weights)
-
-
-def multiplications(config: GPTConfig, positions: int, keys: int) -> int:
-    """Of a pass that computes so many positions, whose queries read so many keys together, and the
-    logits of the last position."""
-    kv_width = config.kv_heads * config.head_dim
-    matrices = config.n_embd * (2 * config.n_embd + 2 * kv_width + 2 * config.inner)
-    attention = 2 * keys * config.n_embd  # each query with its keys, each weight with its value
-    return config.n_layer * (positions * matrices + attention) + config.n_embd * config.vocab_size
 
 
 def write_html(trace: Trace, path: str | Path) -> None:
@@ -272,7 +272,7 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
     def work(first: int, seconds: list[float]) -> Work:
         keys = sum(range(first + 1, length + 1))  # query t reads the keys up to itself
         count = length - first
-        return Work(count, keys, multiplications(model.config, count, keys), median(seconds))
+        return Work(count, keys, model.config.multiplications(count, keys), median(seconds))
 
     return Step(
         length=length,

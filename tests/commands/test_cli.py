@@ -19,7 +19,7 @@ from minigpt.checkpoint import hub
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import Sampler
 from minigpt.study import matrix
-from minigpt.tokenizer import train_bpe
+from minigpt.training.bpe import train_bpe
 from minigpt.training.loop import Run
 from minigpt.training.recipes import read_toml
 from minigpt.training.stories import stories

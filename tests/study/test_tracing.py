@@ -15,7 +15,7 @@ from minigpt.generation.sampling import log_probabilities
 from minigpt.numerics.recorder import recording
 from minigpt.study import tracing as trace_module
 from minigpt.study.attention import read_heads
-from minigpt.study.tracing import SLOT, TEMPLATE, multiplications, trace, write_html
+from minigpt.study.tracing import SLOT, TEMPLATE, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
 from tests.helpers import TOY
 
@@ -101,7 +101,7 @@ class TestSteps:
                 products += call.output.numel() * call.arguments[1].shape[0]
             if call.kind == "attention":  # 15 keys are read, for scores and for the mix
                 products += 2 * 15 * call.output.shape[1] * call.output.shape[3]
-        assert multiplications(model.config, 5, 15) == products
+        assert model.config.multiplications(5, 15) == products
 
     def test_have_the_models_probabilities(self, exact, traced):
         for step in traced.steps:
@@ -159,7 +159,6 @@ class TestRefusals:
         [
             ("Hello", {"max_new_tokens": 0}, "max_new_tokens is 0, needed a whole number"),
             ("Hello", {"rounds": 0}, "rounds is 0, needed a whole number"),
-            ("Hello", {"temperatur": 1}, "'temperatur' is not a setting"),
             ("x" * 161, {}, "161 tokens, but this model's context is 160"),
             ("", {}, "the prompt is empty"),
             ("\ud800", {}, "lone surrogate"),
