@@ -47,7 +47,8 @@ def add(commands: Subcommands) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from minigpt.bench.sections import Bench, checkpoint, choose
+    from minigpt.bench.contest import Contest
+    from minigpt.bench.sections import choose_sections, directory_of, measure_sections
     from minigpt.commands.models import load
 
     if options.plot:
@@ -56,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
 
         check_suffix(options.plot)  # before minutes of measuring
 
-    sections, source = choose(options.only), options.model
+    sections, source = choose_sections(options.only), options.model
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    with checkpoint(source, dtype) as directory:
+    with directory_of(source, dtype) as directory:
         options.model = str(directory)
-        bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
-        table = bench.measure(sections)
+        contest = Contest(load(options), directory, options.rounds, options.quick, options.long)
+        table = measure_sections(contest, sections)
     table.about = {"model": source, **table.about}
     if options.plot:
         draw_table(table, options.plot)
