@@ -7,6 +7,7 @@ used brings PyTorch along.
 TYPE_CHECKING = False  # type checkers take it for true; `typing` has it too, and is slow to import
 if TYPE_CHECKING:  # for them and for editors; the table below says the same to Python
     from minigpt.cache.base import KVCache
+    from minigpt.checkpoint.caches import load_cache, save_cache
     from minigpt.config import GPTConfig
     from minigpt.generation.batch import generate_batch
     from minigpt.generation.beam import Beam, beam_search
@@ -42,6 +43,8 @@ __all__ = [
     "compare_caches",
     "generate",
     "generate_batch",
+    "load_cache",
+    "save_cache",
     "score",
     "stream",
     "stream_text",
@@ -66,6 +69,8 @@ _HOMES = {
     "compare_caches": "minigpt.study.comparison",
     "generate": "minigpt.generation.continuation",
     "generate_batch": "minigpt.generation.batch",
+    "load_cache": "minigpt.checkpoint.caches",
+    "save_cache": "minigpt.checkpoint.caches",
     "score": "minigpt.study.likelihood",
     "stream": "minigpt.generation.continuation",
     "stream_text": "minigpt.generation.text",

@@ -16,6 +16,7 @@ from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios, turns
 from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import KINDS
+from minigpt.checkpoint.caches import load_cache, save_cache
 from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.support.memory import process_memory
@@ -135,7 +136,7 @@ def _kept(model: GPT, cache: KVCache, tokens: Tensor, rounds: int) -> list[Row]:
     cache.truncate(tokens.shape[1])
     with TemporaryDirectory(prefix="minigpt-bench-", ignore_cleanup_errors=True) as directory:
         path = Path(directory) / "cache.safetensors"
-        cache.save(path)
+        save_cache(cache, path)
 
         @torch.inference_mode()
         def prefill() -> None:
@@ -143,7 +144,7 @@ def _kept(model: GPT, cache: KVCache, tokens: Tensor, rounds: int) -> list[Row]:
 
         contenders: dict[str, Prepare] = {
             "prefill": lambda: prefill,
-            "load": lambda: partial(KVCache.load, path, model),
+            "load": lambda: partial(load_cache, path, model),
         }
         samples = interleave(contenders, max(1, rounds // 2), "load")
     for name, seconds in samples.items():

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.checkpoint.weights import CONFIG, INDEX, WEIGHTS, sha256
+from minigpt.checkpoint.weights import CONFIG, INDEX, WEIGHTS
 from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import locked
+from minigpt.support.files import locked, sha256
 
 BUNDLED = "toy"  # travels with the package, so it is there in any working directory
 WEIGHTS_DIR = Path("weights")  # where `download` puts checkpoints, seen from the working directory
@@ -189,7 +189,8 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             commit = _current_commit(pin, endpoint or os.environ.get("HF_ENDPOINT"))
             partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):  # another process may be at the same, and be done meanwhile
-                _fetch(pin, commit, _missing(folder), partial, folder, endpoint)
+                if files := _missing(folder):
+                    _fetch(pin, commit, files, partial, folder, endpoint)
     shutil.rmtree(partial, ignore_errors=True)
     return folder
 

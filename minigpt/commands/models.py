@@ -10,9 +10,9 @@ import argparse
 
 import torch
 
+from minigpt.checkpoint.pretrained import quantize
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
-from minigpt.numerics import int8
 from minigpt.support import checks
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import Tokenizer, byte_tokenizer
@@ -47,7 +47,7 @@ def random_model(
         torch.manual_seed(0)
         model = GPT(config, numerics).to(device, dtype or torch.float32)
     if weights == "int8":
-        int8.quantize(model)
+        quantize(model)
     return model.eval()
 
 

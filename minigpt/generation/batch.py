@@ -16,9 +16,9 @@ import torch
 from minigpt.cache.base import KVCache
 from minigpt.generation.decoding import Generation, Row
 from minigpt.generation.sampling import Sampler
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
-from minigpt.support.checks import is_model, is_whole, listed, whole
+from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -69,7 +69,7 @@ def generate_batch(
         MinigptError: for arguments out of range, before any work is done.
     """
     n = whole("n", n)
-    is_model(model)
+    require_model(model)
     prompts = listed(prompts)
     if not prompts:
         raise MinigptError("no prompts were given, needed at least one")

@@ -14,8 +14,8 @@ import torch
 
 from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler
-from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_number, whole
+from minigpt.model import GPT, require_model
+from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -57,7 +57,7 @@ def beam_search(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    is_model(model)
+    require_model(model)
     whole("beams", beams, 1, model.config.vocab_size, "one for each token of the vocabulary")
     if not is_number(length_penalty) or not -STRONGEST <= length_penalty <= STRONGEST:
         raise MinigptError(

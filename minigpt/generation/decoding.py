@@ -17,9 +17,9 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.recorder import recording
-from minigpt.support.checks import is_model, is_whole, listed, whole
+from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -67,7 +67,7 @@ class Row:
         policy: str = "stop",
         top_log_probabilities: int | None = None,
     ) -> None:
-        is_model(model)
+        require_model(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)

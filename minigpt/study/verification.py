@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.base import KEY_BLOCK
 from minigpt.study.diagnosis import Diagnosis, diagnose
 from minigpt.study.ways import Check, Ways, random_tokens
-from minigpt.support.checks import is_model, is_whole
+from minigpt.support.checks import is_whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 from minigpt.support.tables import table
@@ -114,7 +114,7 @@ def verify(
     Raises:
         MinigptError: when the tokens do not fit the model.
     """
-    is_model(model)
+    require_model(model)
     if not is_whole(seed):
         raise MinigptError(f"seed is {seed!r}, needed a whole number")
     rng = random.Random(seed)

@@ -16,6 +16,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.support.files import aside, flush, read_json
 from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
 from minigpt.training.bpe import train_bpe
-from minigpt.training.documents import hash_source, read_documents
+from minigpt.training.documents import by_shares, hash_source, read_documents, story_count
 
 BPE_SAMPLE = 2**26  # characters that byte pairs are learned from: the first so many
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
@@ -160,6 +161,7 @@ def windows(
     step: int,
     rows: Sequence[int],
     end_of_text: int | None = None,
+    starts: npt.NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Random windows of a text: what the model reads, and the tokens that follow.
 
@@ -174,6 +176,7 @@ def windows(
         end_of_text: the token between documents. With it a row keeps to one document: a window
             that began less than `width` tokens into one begins at its start instead, and targets
             of the documents after it are `IGNORED`. Without it a window is whatever comes.
+        starts: where a window may begin, (M,), each before the last `width` tokens; None: anywhere.
 
     Returns:
         inputs and targets, (R, T) int64 each.
@@ -186,7 +189,9 @@ def windows(
             f"the text has {len(tokens)} tokens, needed more than one window of {width}: give "
             f"more text, or make the window shorter"
         )
-    starts = (draws(seed, step, rows) % np.uint64(len(tokens) - width)).astype(np.int64)
+    places = len(tokens) - width if starts is None else len(starts)
+    drawn = (draws(seed, step, rows) % np.uint64(places)).astype(np.int64)
+    starts = drawn if starts is None else starts[drawn]
     if end_of_text is not None:
         back = np.maximum(starts[:, None] - np.arange(width), 0)  # (R, T), from the start backwards
         is_end = tokens[back] == end_of_text
@@ -224,13 +229,27 @@ def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
             return
 
 
+def _lengths(texts: Sequence[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    return [(text, tokenizer.encode(text)) for text in texts]
+
+
 def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     """Characters of all documents, and after how many of them the held-out part begins."""
     starts = array("Q")  # of each document
     total = 0
-    for document in read_documents(source):
+    count = story_count(source)
+    lengths = (
+        (sum(map(len, document)) for document in read_documents(source))
+        if count is None
+        else chain.from_iterable(by_shares(_lengths, count))
+    )
+    for length in lengths:
         begin = total
-        total += sum(map(len, document))
+        total += length
         if total > begin:
             starts.append(begin)
     if total == 0:
@@ -259,6 +278,25 @@ def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
                 yield True, None
 
 
+def _split_and_encoded(
+    source: str | Path, cut: int, tokenizer: Tokenizer, separator: list[int]
+) -> Iterator[tuple[bool, str | None, list[int]]]:
+    """As `_split`, each with its tokens."""
+    count = story_count(source)
+    if count is None:
+        for is_held_out, text in _split(source, cut):
+            yield is_held_out, text, separator if text is None else tokenizer.encode(text)
+        return
+    done = 0  # characters
+    yield False, None, separator
+    for text, ids in chain.from_iterable(by_shares(partial(_encoded, tokenizer), count)):
+        yield done >= cut, text, ids
+        done += len(text)
+        yield done > cut, None, separator
+        if done == cut:
+            yield True, None, separator
+
+
 def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_out: float) -> None:
     """Write both parts' tokens, the tokenizer and `corpus.json`."""
     from tqdm import tqdm
@@ -274,8 +312,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
         open(directory / "held_out.bin", "wb") as rest,
         tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, leave=False) as bar,
     ):
-        for is_held_out, text in _split(source, cut):
-            ids = separator if text is None else tokenizer.encode(text)
+        for is_held_out, text, ids in _split_and_encoded(source, cut, tokenizer, separator):
             (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
             held_out_bytes += len(text.encode()) if text and is_held_out else 0
             bar.update(len(text or ""))

@@ -8,19 +8,25 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from minigpt.support.errors import MinigptError
 from minigpt.training.stories import stories
 
 PIECE = 2**20  # bytes of a file in memory at a time
 STORIES_SEED = 1
+STORIES_AT_ONCE = 2_000  # in one share of the work
+FEW_SHARES = 10  # up to which one process writes them all
 
 Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
+T = TypeVar("T")
 
 
 def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
@@ -32,9 +38,10 @@ def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
     Raises:
         MinigptError: as `prepare`, when the reading gets there.
     """
-    count = _story_count(source)
+    count = story_count(source)
     if count is not None:
-        yield from (iter([story]) for story in stories(STORIES_SEED, count))
+        shares = by_shares(list, count)
+        yield from (iter([story]) for story in chain.from_iterable(shares))
         return
     for path in _files(Path(source)):
         if path.suffix == ".jsonl":
@@ -52,7 +59,7 @@ def _hash(parts: Iterable[str | bytes]) -> str:
 
 def hash_source(source: str | Path) -> str:
     """A hash of all that a source holds, and of where its files lie in it."""
-    count = _story_count(source)
+    count = story_count(source)
     if count is not None:  # a change of the grammar shows in the first stories
         return _hash([str(count), *stories(STORIES_SEED, 100)])
     root = Path(source)
@@ -64,11 +71,31 @@ def hash_source(source: str | Path) -> str:
     )
 
 
-def _story_count(source: str | Path) -> int | None:
+def story_count(source: str | Path) -> int | None:
+    """How many of the built-in stories are meant; None: the source is something else."""
     match = re.fullmatch(r"stories(?::(\d+))?", str(source))
     if not match or Path(source).exists():
         return None
     return int(match[1] or 40_000)
+
+
+def by_shares(work: Callable[[Sequence[str]], T], count: int) -> Iterator[T]:
+    """What `work` makes of the first stories, a share at a time, in order.
+
+    Where they are many, each core writes shares of its own: text of that kind takes longer to
+    write than to learn from.
+    """
+    firsts = range(0, count, STORIES_AT_ONCE)
+    share = partial(_share, work, count)
+    if len(firsts) < FEW_SHARES:
+        yield from map(share, firsts)
+        return
+    with multiprocessing.Pool() as processes:
+        yield from processes.imap(share, firsts)
+
+
+def _share(work: Callable[[Sequence[str]], T], count: int, first: int) -> T:
+    return work(list(stories(STORIES_SEED, min(STORIES_AT_ONCE, count - first), first)))
 
 
 def _files(source: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from minigpt.checkpoint import weights
 from minigpt.generation.continuation import generate
 from minigpt.model import GPT
+from minigpt.numerics.base import set_ops
 from minigpt.numerics.training import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
@@ -202,8 +203,7 @@ class Run:
 
         # How it is computed: on which devices, in what precision, compiled or not.
         model.train().numerics = "fast"
-        for module in model.modules():
-            module.ops = TrainingOps()  # type: ignore[assignment]
+        set_ops(model, TrainingOps())
         self.network = processes.wrap(model, config.shard)
         for block in model.h:
             if config.recompute:
@@ -273,7 +273,8 @@ class Run:
         plain = lora.merged(tensors, self.config.lora_scale)
         try:
             self.source.tokenizer.save_pretrained(self.directory)
-            weights.save(self.directory, self.model.config, plain)
+            stored = getattr(torch, self.config.stored)
+            weights.save(self.directory, self.model.config, plain, stored)
             write_text(self.directory / "train.toml", self.config.to_toml())
         except OSError as error:
             raise MinigptError(

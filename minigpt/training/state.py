@@ -26,7 +26,7 @@ from minigpt.checkpoint import weights
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
 from minigpt.support.checks import is_number, is_whole
-from minigpt.support.errors import MinigptError
+from minigpt.support.errors import MinigptError, reason
 from minigpt.support.files import aside, flush, move, read_json
 from minigpt.training.parallel import gather, scatter_like
 from minigpt.training.recipes import TrainConfig, configure, differences
@@ -107,7 +107,7 @@ def save_checkpoint(
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "
-            f"({weights.reason(error)}): those already there are whole, so make room and resume"
+            f"({reason(error)}): those already there are whole, so make room and resume"
         ) from error
 
 
@@ -196,7 +196,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> Saved:
         tensors = load_file(path / TENSORS)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise MinigptError(
-            f"{path} is not a whole checkpoint of a training run ({weights.reason(error)}): delete "
+            f"{path} is not a whole checkpoint of a training run ({reason(error)}): delete "
             f"it, and the one before it counts"
         ) from error
     changed = differences(before, config)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, KVCache, Tokenizer
+from minigpt import GPT, GPTConfig, Tokenizer, load_cache, save_cache
 from minigpt.checkpoint import hub
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import Sampler
@@ -282,7 +282,7 @@ class TestAKeptCache:
         code, _, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "90", "--temperature",
                          "0", "--policy", "reprefill", "--save-cache", path)  # fmt: skip
         assert code == 0
-        assert KVCache.load(path, GPT.from_pretrained(directory, numerics="exact")).tokens
+        assert load_cache(path, GPT.from_pretrained(directory, numerics="exact")).tokens
 
     @pytest.mark.parametrize("how", ["--no-cache", "--compare"])
     def test_needs_a_run_with_the_cache(self, run, tmp_path, how):
@@ -302,7 +302,7 @@ class TestAKeptCache:
         assert "was made with numerics exact and this model has fast" in err
 
     def test_with_several_rows_has_no_text_to_go_on_with(self, run, directory, tmp_path):
-        GPT.from_pretrained(directory).new_cache(2).save(tmp_path / "cache")
+        save_cache(GPT.from_pretrained(directory).new_cache(2), tmp_path / "cache")
         code, _, err = run("generate", "--load-cache", str(tmp_path / "cache"))
         assert code == 2
         assert "needed a single row whose tokens are known" in err
@@ -558,7 +558,7 @@ class TestAMistake:
 
     def test_in_what_to_train(self, told, tmp_path):
         (tmp_path / "file").write_text("")
-        assert told("train", "--steps", "0") == "steps is 0, needed at least 1\n"
+        assert told("train", "--steps", "0") == "steps is 0, needed a whole number of at least 1\n"
         place = str(tmp_path / "file" / "toy")
         assert told("train", "--out", place).startswith(f"cannot save in {place} (")
 
