@@ -14,7 +14,7 @@ from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
 from minigpt.numerics.recorder import recording
 from minigpt.study import tracing as trace_module
-from minigpt.study.plot import head_state
+from minigpt.study.attention import read_heads
 from minigpt.study.tracing import SLOT, TEMPLATE, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
 from tests.helpers import TOY
@@ -126,11 +126,9 @@ class TestAttention:
         model = make_model(numerics="exact", vocab_size=257, n_kv_head=1)
         found = trace(model, tokenizer, "Hello", 4, rounds=1)
         assert found.attention.shape == (2, 3, 8, 8)
-        for layer in range(2):
-            for head in range(3):
-                want = head_state(model, found.tokens[:-1], layer, head)[2]
-                # Added up in another order for all heads at once: float32 rounds at about 1e-7.
-                assert torch.allclose(found.attention[layer, head], want, atol=1e-6)
+        for layer, heads in enumerate(read_heads(model, found.tokens[:-1])):
+            # Added up in float64 there: float32 rounds at about 1e-7.
+            assert torch.allclose(found.attention[layer], heads.weights, atol=1e-6)
 
     def test_adds_up_to_one_and_sees_nothing_later(self, traced):
         assert torch.allclose(traced.attention.sum(-1), torch.ones(2, 3, 10))
