@@ -1,4 +1,4 @@
-"""`minigpt trace`: a page on which every step of decoding can be looked at."""
+"""`minigpt trace`: a page on which every step of decoding can be looked at, or taken."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minigpt.commands.generate_command import SAMPLING, read_prompt, sampling_options
 from minigpt.commands.options import Subcommands, load, model_options, say, status
+from minigpt.study.pages import PROMPT, write_live
 from minigpt.study.tracing import trace, write_html
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import Tokenizer
@@ -26,6 +27,11 @@ def add(commands: Subcommands) -> None:
     sampling_options(command)
     command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
     command.add_argument(
+        "--live", action="store_true",
+        help="put a small model itself into the page: type prompts, choose tokens, break the "
+        "cache; prompt, temperature and seed are what it begins with",
+    )  # fmt: skip
+    command.add_argument(
         "--out", type=Path, default=Path("trace.html"), metavar="FILE",
         help="the page, one file that needs no network (default trace.html)",
     )  # fmt: skip
@@ -38,6 +44,27 @@ def run(options: argparse.Namespace) -> int:
             f"--out cannot be written to {options.out}: choose a file in a directory that is there "
             f"and yours"
         )
+    return live(options) if options.live else record(options)
+
+
+def live(options: argparse.Namespace) -> int:
+    unset = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    for name in SAMPLING[1:]:
+        if getattr(options, name) != unset.get(name):
+            raise MinigptError(
+                f"--{name.replace('_', '-')} is not for --live, whose page draws by temperature "
+                f"alone: leave it out"
+            )
+    prompt = PROMPT if options.prompt is None else options.prompt
+    model = load(options)
+    tokenizer = Tokenizer.from_pretrained(options.model)
+    write_live(model, tokenizer, options.out, prompt, options.temperature, options.seed)
+    say(f"{options.out.stat().st_size / 10**6:.1f} MB; open it in a browser")
+    print(options.out)
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
     prompt = read_prompt() if options.prompt is None else options.prompt
     if not prompt:
         say("the prompt is empty: starting from the end-of-text token")
