@@ -144,7 +144,7 @@ def live_content(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def sixteen_bits(model: GPT) -> torch.dtype:
-    """The dtype in which a model's weights travel: float16 is the finer one, bfloat16 holds more."""
+    """The dtype in which weights travel: bfloat16 where they are, else float16, the finer one."""
     return torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
 
 

@@ -312,13 +312,9 @@ def _inside(model: GPT, cache: KVCache, log: dict[str, Recorded]) -> Inside:
     lens = []
     for stream in streams:
         said = model.lm_head(model.ln_f(stream))[0].float().softmax(-1)  # (S, V)
-        p, tokens = said.topk(min(SAID, config.vocab_size))
-        lens.append(
-            [
-                list(zip(*pair, strict=True))
-                for pair in zip(tokens.tolist(), p.tolist(), strict=True)
-            ]
-        )
+        top = said.topk(min(SAID, config.vocab_size))
+        tokens, shares = top.indices.tolist(), top.values.tolist()
+        lens.append([list(zip(*each, strict=True)) for each in zip(tokens, shares, strict=True)])
     norms = [
         torch.stack([numbers[0].float().norm(dim=-1) for numbers in (attention, mlp, after)], -1)
         for attention, mlp, after in (

@@ -72,7 +72,7 @@ function drawLines(weights, from, view) {
   const frame = $("reading").getBoundingClientRect(), spans = $("text").children;
   const place = (n) => {
     const box = spans[n].getClientRects()[0];
-    return box && { x: box.left + box.width / 2 - frame.left, y: box.top - frame.top };
+    return box && { x: box.left + box.width / 2 - frame.left, y: box.top - frame.top, foot: box.bottom - frame.top };
   };
   const start = place(view.token), lines = [];
   weights.forEach((weight, s) => {
@@ -82,7 +82,9 @@ function drawLines(weights, from, view) {
     if (!start || !end) return;
     const lift = 10 + Math.min(16, Math.abs(start.x - end.x) / 20);
     lines.push(n === view.token ? shape("circle", { cx: start.x, cy: start.y - 6, r: 6, ...look })
-      : shape("path", { d: `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${end.y - lift} ${end.x} ${end.y}`, ...look }));
+      : shape("path", { d: end.foot < start.y // on a line above: from below
+        ? `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${end.foot + lift} ${end.x} ${end.foot}`
+        : `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${end.y - lift} ${end.x} ${end.y}`, ...look }));
   });
   $("lines").replaceChildren(...lines);
 }
@@ -105,7 +107,7 @@ function drawReading(source, view) {
 
 // --- all heads, small ---
 
-function buildHeads(source, view, choose) {
+function buildHeads(source, view, look) {
   const { n_layer: L, n_head: H } = source.config;
   const layers = L * H <= 80 ? [...Array(L).keys()] : [view.layer]; // GPT-2 has 144: one layer's
   $("heads").replaceChildren(...layers.map((layer) => {
@@ -115,7 +117,7 @@ function buildHeads(source, view, choose) {
       const thumb = element("button", "", { class: "thumb", role: "radio", "aria-label": `layer ${layer}, head ${head}`,
         "data-layer": layer, "data-head": head });
       thumb.append(element("canvas"));
-      thumb.onclick = () => choose(layer, head);
+      thumb.onclick = () => look(layer, head);
       line.append(thumb);
     }
     return line;
@@ -152,6 +154,8 @@ const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 
 
 // --- keys and values, as numbers with a colour ---
 
+const signed = (value) => value.toFixed(4).replace("-", "−");
+
 const STRIP = { high: 14, left: 92, gap: 12, top: 20 };
 
 function drawStrips(source, view) {
@@ -170,7 +174,7 @@ function drawStrips(source, view) {
   pen.fillStyle = colour("soft");
   const offset = [left, left + D * pitch + gap];
   ["keys", "values"].forEach((part, side) => pen.fillText(
-    `${part}, ${(-most[side]).toFixed(1)} (blue) to ${most[side].toFixed(1)} (red)`, offset[side], 12, D * pitch));
+    `${part}, −${most[side].toFixed(1)} (blue) to ${most[side].toFixed(1)} (red)`, offset[side], 12, D * pitch));
   for (let n = 0; n < length; n++) {
     const y = top + n * high;
     pen.fillStyle = colour(n < frame.kept ? "kept-edge" : "now");
@@ -183,6 +187,8 @@ function drawStrips(source, view) {
       pen.fillRect(offset[side] + d * pitch, y, Math.ceil(pitch), high - 1);
     }));
   }
+  const box = $("strip-box"), line = top + view.token * high; // the token looked at is in sight
+  if (line < box.scrollTop || line + high > box.scrollTop + box.clientHeight) box.scrollTop = line - box.clientHeight / 2;
   $("strips").setAttribute("aria-label", `Keys and values of ${plural(length, "position")} in layer ${view.layer}, ` +
     `head ${view.head}: ${D} numbers each, as colours. The numbers of one token are in the table below.`);
   $("strips").onmousemove = (event) => {
@@ -190,16 +196,16 @@ function drawStrips(source, view) {
     const d = Math.floor((event.offsetX - offset[side]) / pitch);
     if (n < 0 || n >= length || d < 0 || d >= D) return;
     $("number").textContent = `${["Key", "Value"][side]} of ${quoted(source.label(source.tokens[n]))} ` +
-      `(position ${n}), number ${d}: ${vectors[side][n][d].toFixed(4)}`;
+      `(position ${n}), number ${d}: ${signed(vectors[side][n][d])}`;
   };
   $("strips").onclick = (event) => {
     const n = Math.floor((event.offsetY - top) / high);
-    if (n >= 0 && n < length) view.choose({ token: n });
+    if (n >= 0 && n < length) view.look({ token: n });
   };
   $("numbers-name").textContent = `The numbers of ${quoted(source.label(source.tokens[view.token]))}`;
   if ($("numbers").open)
     $("vector").tBodies[0].replaceChildren(...Array.from({ length: D }, (_, d) =>
-      row(String(d), vectors.map((rows) => rows[view.token][d].toFixed(4)))));
+      row(String(d), vectors.map((rows) => signed(rows[view.token][d])))));
 }
 
 // --- what the stream says on the way, and what is added to it ---

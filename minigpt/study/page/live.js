@@ -3,7 +3,7 @@
 
 const LIKELIEST = 10; // tokens shown at each step
 const SLICE = 12; // milliseconds of checking between two chances for the page to breathe
-const OTHER_TEXT = "The owl had a red hat. One day she lost it, and she was sad."; // what bugs mix in
+const OTHER_TEXT = "The owl was sad."; // what bugs mix in
 
 class Live {
   constructor(content, base64) {

@@ -4,7 +4,7 @@
 class Recorded {
   constructor(content) {
     this.live = false;
-    Object.assign(this, { config: content.config, content, prompt: content.prompt, at: 0 });
+    Object.assign(this, { config: content.config, content, prompt: content.prompt, at: 0, window: Infinity });
     this.all = content.steps.map((step, n) => ({
       length: step.length, kept: step.length - step.cached.positions,
       cached: step.cached, uncached: step.uncached,

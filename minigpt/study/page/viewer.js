@@ -2,7 +2,7 @@
 
 const content = JSON.parse($("content").textContent);
 const source = content.tokenizer ? new Live(content, $("weights-16").textContent.trim()) : new Recorded(content);
-const view = { layer: 0, head: 0, token: 0, measure: "multiplications", choose };
+const view = { layer: 0, head: 0, token: 0, measure: "multiplications", look };
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 let timer = null, follow = true; // follow: the newest token is the one that is looked at
 
@@ -11,9 +11,11 @@ let timer = null, follow = true; // follow: the newest token is the one that is 
 function say() { // the step in words
   const frame = source.frames.at(-1), { length, kept, chosen, cached } = frame, label = source.label(source.tokens[length - 1]);
   const layers = plural(source.config.n_layer, "layer"), first = source.frames.length === 1;
-  const next = `Next comes ${quoted(source.label(chosen.token))}, at ${percent(chosen.probability)}.`;
+  const sure = percent(chosen.probability).replace(">", "more than").replace("<", "less than");
+  const next = `Next comes ${quoted(source.label(chosen.token))}, at ${sure}.`;
   if (first) return `The prompt’s ${plural(length, "token")} ${length === 1 ? "is" : "are"} computed in one pass` +
-    `${source.settings?.useCache === false ? "" : `; keys and values are kept in ${layers}`}. ${next}`;
+    `${source.settings?.useCache === false ? "" : `; their keys and values are kept in ${layers}`}. ${next}` +
+    (source.goesOn ? " Press “Next token” to see what that saves." : "");
   if (!kept) return `Nothing was kept: all ${length} positions are computed again, to add one. ${next}`;
   if (length === kept) return next;
   return `Only ${quoted(label)} is computed. In each layer its query reads ${plural(cached.keys, "key")}: ` +
@@ -29,6 +31,7 @@ function judge() { // are both passes' logits the same bits, and if not, where d
     answer.textContent = "With and without the cache the logits are equal, bit for bit" +
       (fewer > 1.05 ? `, for ${Number(fewer.toPrecision(2))} × fewer multiplications.` : ".");
   } else answer.textContent = parted(frame);
+  $("steps").className = frames.length > 60 ? "many" : "";
   $("steps").replaceChildren(...frames.map((f, n) => element("li",
     `step ${n + 1}: ${f.equal === null ? "checking" : f.equal ? "equal" : "not equal"}`,
     { class: f.equal === null ? "waiting" : f.equal ? "equal" : "differ" })));
@@ -55,7 +58,7 @@ function show(moving = false) {
   $("summary").textContent = say();
   $("with-title").textContent = source.settings?.useCache === false ? "The cache is off" :
     source.settings?.bug ? "With a broken cache" : "With the cache";
-  drawPicture(moving && !still.matches);
+  drawPicture(moving);
   drawNext(frame);
   drawCloser();
   judge();
@@ -82,7 +85,7 @@ function drawAllWork() {
 function drawCloser() {
   drawText(source, view);
   drawReading(source, view);
-  if (source.config.n_layer * source.config.n_head > 80) buildHeads(source, view, (layer, head) => choose({ layer, head }));
+  if (source.config.n_layer * source.config.n_head > 80) buildHeads(source, view, (layer, head) => look({ layer, head }));
   drawHeads(source, view);
   drawStrips(source, view);
   drawStream(source, view);
@@ -123,8 +126,8 @@ function drawNext(frame) {
     `another branch’s as well (dotted in the picture): kept once, not computed again.` : "";
 }
 
-function choose(change) { // another token, layer or head to look at
-  Object.assign(view, change);
+function look(change) { // another token, layer or head to look at
+  Object.assign(view, change, { picked: true });
   follow = view.token === source.frames.at(-1).length - 1;
   drawPicture(false);
   drawCloser();
@@ -189,8 +192,10 @@ function address() {
     if (bug) parts.set("bug", bug);
   }
   parts.set("step", source.frames.length);
-  parts.set("layer", view.layer);
-  parts.set("head", view.head);
+  if (view.picked) {
+    parts.set("layer", view.layer);
+    parts.set("head", view.head);
+  }
   if (!follow) parts.set("token", view.token);
   return `#${parts}`;
 }
@@ -201,6 +206,7 @@ function visit() { // go where the address says; what it does not say is as it w
     const value = parseInt(parts.get(name) ?? otherwise, 10);
     return Number.isFinite(value) ? Math.max(0, Math.min(most, value)) : otherwise;
   };
+  view.picked = ["layer", "head", "token"].some((name) => parts.has(name));
   view.layer = whole("layer", source.config.n_layer - 1);
   view.head = whole("head", source.config.n_head - 1);
   const steps = Math.max(1, whole("step", 100000, 1));
@@ -251,14 +257,14 @@ function begin() {
     `${number(config.n_positions)} · ${source.about}`;
   $("notes").textContent = (source.live
     ? "The model runs in this page; nothing is sent anywhere. Every sum is added up in one order whatever else is computed, so a row has the same bits in any pass. "
-    : `Both passes of a step were run ${content.rounds} times in turns; times are the median. Attention weights are rounded to thousandths. `) +
+    : `Both passes of a step were timed ${plural(content.rounds, "time")} in turns; shown is the median. Attention weights are rounded to thousandths. `) +
     "Multiplications are those of matrix products and attention, without masked keys.";
   for (const [id, count] of [["layer", config.n_layer], ["head", config.n_head]]) {
     for (let n = 0; n < count; n++) $(id).append(element("option", n, { value: n }));
-    $(id).onchange = () => choose({ [id]: Number($(id).value) });
+    $(id).onchange = () => look({ [id]: Number($(id).value) });
   }
   for (const [value, { name }] of Object.entries(BUGS)) $("bug").append(element("option", name, { value }));
-  buildHeads(source, view, (layer, head) => choose({ layer, head }));
+  buildHeads(source, view, (layer, head) => look({ layer, head }));
   $("back").onclick = back;
   $("play").onclick = play;
   $("forward").onclick = () => { pause(); forward(); };
@@ -282,7 +288,7 @@ function begin() {
   for (const id of ["with-grid", "without-grid", "text"]) $(id).addEventListener("click", (event) => {
     const { token, layer } = event.target.dataset;
     if (token === undefined) return;
-    choose({ token: Number(token), ...(layer === undefined ? {} : { layer: Number(layer) }) });
+    look({ token: Number(token), ...(layer === undefined ? {} : { layer: Number(layer) }) });
   });
   for (const id of ["all-weights", "numbers", "all-steps"]) $(id).ontoggle = () => { drawCloser(); drawChart(source, view); };
   $("measure").onchange = () => { view.measure = $("measure").value; drawChart(source, view); };
@@ -301,13 +307,13 @@ function steer(event) { // arrow keys: in the text another token, among the head
   const length = source.frames.at(-1).length, end = { Home: 0, End: length - 1 }[event.key];
   if (target.id === "text" && (by || end !== undefined)) {
     event.preventDefault();
-    choose({ token: Math.max(0, Math.min(length - 1, end ?? view.token + by)) });
+    look({ token: Math.max(0, Math.min(length - 1, end ?? view.token + by)) });
   } else if (target.classList.contains("thumb") && by) {
     event.preventDefault();
     const thumbs = [...$("heads").querySelectorAll(".thumb")], across = event.key === "ArrowLeft" || event.key === "ArrowRight";
     const jump = by * (across ? 1 : source.config.n_head), to = thumbs[thumbs.indexOf(target) + jump];
     if (!to) return;
-    choose({ layer: Number(to.dataset.layer), head: Number(to.dataset.head) });
+    look({ layer: Number(to.dataset.layer), head: Number(to.dataset.head) });
     $("heads").querySelector("[aria-checked=true]").focus();
   } else if (!target.closest("select, input, textarea, .scroll, #text")) { // these have arrow keys of their own
     const go = { ArrowRight: () => { pause(); forward(); }, ArrowLeft: back,
