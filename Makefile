@@ -42,7 +42,7 @@ test: .venv/.has-test ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
 fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: ten minutes
-	MINIGPT_EXAMPLES=250 $(BIN)/python -m pytest -q tests/test_fuzz_checkpoint.py $(ARGS)
+	MINIGPT_EXAMPLES=250 $(BIN)/python -m pytest -q tests/system/test_fuzz.py $(ARGS)
 
 bench: .venv/.has-bench ## measure speed, with and without the cache and beside transformers
 	$(BIN)/minigpt bench $(ARGS)

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
-from minigpt.generation.decoding import evaluating
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 RUN_ON = ("4.57", "5.0", "5.23")  # transformers' versions that the tests were run on
 if ".".join(transformers.__version__.split(".")[:2]) not in RUN_ON:

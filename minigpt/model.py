@@ -24,15 +24,15 @@ from minigpt.cache.base import CacheSpec, KVCache, LayerCache, NoCache
 from minigpt.cache.kinds import make_cache
 from minigpt.checkpoint import weights as checkpoint
 from minigpt.config import GPTConfig
-from minigpt.numerics.base import Packed, RowOps, row_ops
+from minigpt.numerics import row_ops
+from minigpt.numerics.base import RowModule, row_modules
+from minigpt.numerics.packed import Packed
 from minigpt.support.checks import device_named
 from minigpt.support.errors import MinigptError
 
 
-class Linear(nn.Module):
+class Linear(RowModule):
     """y = x W + b. W is (in, out), as in GPT-2's checkpoints: the transpose of nn.Linear's."""
-
-    ops: RowOps
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -44,10 +44,8 @@ class Linear(nn.Module):
         return self.ops.linear(x, self.weight, self.bias, self.packed)  # (..., in) -> (..., out)
 
 
-class Head(nn.Module):
+class Head(RowModule):
     """Logits: each hidden state against each token's vector. W is (V, C), as an embedding is."""
-
-    ops: RowOps
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -58,10 +56,8 @@ class Head(nn.Module):
         return self.ops.linear(x, self.weight.T, None, self.packed)  # (..., C) -> (..., V)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(RowModule):
     """Each row to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016)."""
-
-    ops: RowOps
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -73,13 +69,11 @@ class LayerNorm(nn.Module):
         return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
-class Attention(nn.Module):
+class Attention(RowModule):
     """Causal self-attention (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
 
     With G < H key/value heads, each serves H / G query heads; the cache shrinks by that factor.
     """
-
-    ops: RowOps
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -102,10 +96,8 @@ class Attention(nn.Module):
         return F.dropout(y, self.resid_pdrop, self.training)
 
 
-class MLP(nn.Module):
+class MLP(RowModule):
     """Two linear layers around the activation, on each position alone."""
-
-    ops: RowOps
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -139,7 +131,7 @@ def embedding(count: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
-class GPT(nn.Module):
+class GPT(RowModule):
     """A GPT-2-style language model: (B, T) tokens in, (B, T, V) logits out.
 
     Args:
@@ -297,10 +289,10 @@ class GPT(nn.Module):
 
     @numerics.setter
     def numerics(self, name: str | None) -> None:
-        self.ops: RowOps = row_ops(name or ("fast" if self.training else "exact"))
         self._chosen = name
-        for module in self.modules():
-            module.ops = self.ops  # type: ignore[assignment]
+        ops = row_ops(name or ("fast" if self.training else "exact"))
+        for _, module in row_modules(self):
+            module.ops = ops
 
     def train(self, mode: bool = True) -> GPT:
         """Training mode, or evaluation mode; the default numerics follow."""

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
+from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
-from minigpt.numerics.base import NUMERICS
+from minigpt.numerics import NUMERICS
+from minigpt.numerics.base import whole_blocks
 
 Decode = Callable[[], list[list[int]]]  # what is timed; gives the ids, (B, steps)
 
@@ -63,8 +64,7 @@ def minigpt_entrant(model: GPT, numerics: str, name: str = "minigpt") -> Entrant
     """Our model with one set of numerics; both sets share the model and its weights."""
 
     def new_cache(batch_size: int, length: int) -> KVCache:
-        blocks = -(-length // KEY_BLOCK)
-        return model.new_cache(batch_size, min(blocks * KEY_BLOCK, model.config.n_positions))
+        return model.new_cache(batch_size, min(whole_blocks(length), model.config.n_positions))
 
     ready = partial(setattr, model, "numerics", numerics)
     return Entrant(f"{name} {numerics}", ready, new_cache, model.next_logits)

@@ -52,7 +52,7 @@ from minigpt.checkpoint import hub
 from minigpt.config import GPTConfig
 from minigpt.generation.decoding import generate
 from minigpt.model import GPT
-from minigpt.numerics.base import NUMERICS
+from minigpt.numerics import NUMERICS
 from minigpt.support.errors import MinigptError
 
 SECTIONS = (

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from minigpt.numerics.base import whole_blocks
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory, zeros
 
 if TYPE_CHECKING:
     from minigpt.model import GPT
-
-KEY_BLOCK = 128  # attention is handed keys in whole blocks of this many positions, where they fit
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class KVCache(ABC):
     Several threads may decode with one model in evaluation mode, each with its own cache, which may
     be a fork of another's. One cache is in one hand at a time: a pass or a change that meets
     another one half done is refused, and leaves that one alone. Run the model once before the
-    threads start; `exact.py` says why (`_threads`).
+    threads start; `numerics/certificates.py` says why (`_threads`).
 
     Raises:
         MinigptError: for sizes below 1, or a cache that does not fit in memory.
@@ -471,7 +470,7 @@ class StaticCache(KVCache):
         keys, values = self._views[layer]
         write(keys, k, self._lengths)
         write(values, v, self._lengths)
-        shown = -(-(len(self) + k.shape[2]) // KEY_BLOCK) * KEY_BLOCK
+        shown = whole_blocks(len(self) + k.shape[2])
         if shown < self.capacity:
             keys, values = keys[:, :, :shown], values[:, :, :shown]
         return keys, values, self._lengths

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK, CacheSpec, KVCache
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.numerics.base import KEY_BLOCK, whole_blocks
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 
@@ -129,7 +130,7 @@ class PagedCache(KVCache):
         # Where the new positions go, (B·T), counted in positions through one head's pages ...
         starts = torch.tensor(self._lengths)[:, None] + torch.arange(count)  # (B, T)
         longest = max(len(table) for table in self.tables)
-        shown = -(-longest * size // KEY_BLOCK) * KEY_BLOCK // size
+        shown = whole_blocks(longest * size) // size
         self._shown = self._pages(shown)
         slots = self._shown.gather(1, starts // size) * size + starts % size
         self._slots = slots.flatten().to(self.spec.device)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minigpt.numerics.base import optimizer_steps
+from minigpt.numerics.packed import optimizer_steps
 
 if TYPE_CHECKING:
     from minigpt.model import GPT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minigpt.model import GPT
-from minigpt.numerics.base import NUMERICS
+from minigpt.numerics import NUMERICS
 from minigpt.support import checks
 from minigpt.support.errors import MinigptError
 

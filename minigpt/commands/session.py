@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from minigpt.cache.base import KVCache
-from minigpt.generation.decoding import Generation, evaluating
+from minigpt.generation.decoding import Generation
 from minigpt.generation.sampling import Sampler
 from minigpt.generation.text import TextStream, stream_text
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 from minigpt.tokenizer import Tokenizer
 
 SETTINGS: dict[str, type] = {

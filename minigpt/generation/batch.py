@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
-from minigpt.generation.decoding import Generation, Row, evaluating, sampler_settings
+from minigpt.cache.base import KVCache
+from minigpt.generation.decoding import Generation, Row, sampler_settings
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
+from minigpt.numerics.base import whole_blocks
 from minigpt.support.checks import is_model, listed
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 MOST_ROWS = 2**16
 
@@ -81,7 +83,7 @@ def generate_batch(
         for number, its_seed in enumerate(seeds)
     ]
     longest = max(len(row.window) for row in rows) + max_new_tokens
-    room = min(model.config.n_positions, -(-longest // KEY_BLOCK) * KEY_BLOCK)
+    room = min(model.config.n_positions, whole_blocks(longest))
     _Batch(model, rows, n, model.new_cache(max_length=room, kind=kind), on_token).run()
     return [row.result for row in rows]
 

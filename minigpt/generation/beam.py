@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from minigpt.generation.decoding import Row, evaluating
+from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.support.checks import is_model, is_number
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 STRONGEST = 10  # length penalty: far beyond any use, and a long text to that power is a number
 

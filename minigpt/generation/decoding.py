@@ -8,20 +8,21 @@ at once in `batch.py`, and text instead of ids in `text.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
+from minigpt.cache.base import KVCache
 from minigpt.generation.drafts import Drafter, drafter_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
+from minigpt.numerics.base import whole_blocks
 from minigpt.support.checks import is_model, is_whole, listed
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 POLICIES = ("stop", "reprefill")
 IDS = "a list of token ids"
@@ -273,8 +274,8 @@ def _decode(
         row.result.reused = keep_common_prefix(cache, row.window, model)
         row.limit = min(row.limit, cache.capacity)
     elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
-        blocks = -(-(len(row.window) + row.left) // KEY_BLOCK)
-        cache = model.new_cache(max_length=min(row.limit, blocks * KEY_BLOCK))
+        room = whole_blocks(len(row.window) + row.left)
+        cache = model.new_cache(max_length=min(row.limit, room))
     return _steps(model, row, cache, drafter)
 
 
@@ -363,29 +364,6 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         return len(one)
     differ = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
-
-
-@contextmanager
-def evaluating(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every layer is in the mode that it was in.
-
-    Args:
-        layers: `model.modules()`, from a caller that comes for every token: to list them takes
-            as long as to run one.
-    """
-    before = [(layer, layer.training) for layer in layers or model.modules()]
-    if not any(training for _, training in before):
-        yield
-        return
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
-        for layer, training in before:
-            layer.training = training
 
 
 def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptError:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.cache.kinds import KINDS, make_cache
-from minigpt.generation.decoding import IDS, evaluating
+from minigpt.generation.decoding import IDS
 from minigpt.model import GPT
 from minigpt.support.checks import is_model, is_whole, listed
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 Kind = str | tuple[str, Mapping[str, int]]
 

@@ -8,17 +8,15 @@ different; calling it again, with one thing varied at a time, shows what made th
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
-from minigpt.numerics.base import Packed, RowOps
+from minigpt.numerics.recorder import Recorded, recording
+from minigpt.support.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -44,72 +42,6 @@ class Diagnosis:
             *(f"why: {cause}" for cause in self.causes),
         ]
         return "\n".join(textwrap.fill(line, 90, subsequent_indent="  ") for line in lines)
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One call of one row operation."""
-
-    kind: str
-    arguments: tuple[Any, ...]
-    output: Tensor  # (B, H, T, D) of attention, else (B, T, width)
-    ops: RowOps
-
-    def rows(self) -> Tensor:
-        """The output, (T, all numbers of a position)."""
-        return self.output.movedim(-2, 0).flatten(1)
-
-    def again(self, low: int, high: int) -> Tensor:
-        """The same operation on positions low, ..., high - 1 only: (high - low, numbers)."""
-        first, *rest = self.arguments
-        if self.kind == "attention":
-            k, v, _, *rest = rest
-            rest = [k[:, :, :high], v[:, :, :high], (low,), *rest]
-        part = first[..., low:high, :].contiguous()
-        return replace(self, output=getattr(self.ops, self.kind)(part, *rest)).rows()
-
-
-class Recorder(RowOps):
-    """Row operations that pass everything on and keep what they saw, in order."""
-
-    name = "recorder"
-
-    def __init__(self, ops: RowOps, module: str, log: dict[str, Recorded]) -> None:
-        self.ops, self.module, self.log = ops, module, log
-
-    def _call(self, kind: str, *arguments: Any) -> Tensor:
-        output: Tensor = getattr(self.ops, kind)(*arguments)
-        name = f"{self.module}.activation" if kind == "activation" else self.module
-        self.log[name] = Recorded(kind, arguments, output, self.ops)
-        return output
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-        return self._call("linear", x, weight, bias, packed)
-
-    def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
-    ) -> Tensor:
-        return self._call("attention", q, k, v, starts, scale, dropout)
-
-    def activation(self, x: Tensor, name: str) -> Tensor:
-        return self._call("activation", x, name)
-
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return self._call("layer_norm", x, weight, bias, eps)
-
-
-@contextmanager
-def recording(model: GPT) -> Iterator[dict[str, Recorded]]:
-    """Inside the block, the last call of every row operation is kept, by its layer's name."""
-    log: dict[str, Recorded] = {}
-    before = {module: module.ops for module in model.modules()}
-    try:
-        for name, module in model.named_modules():
-            module.ops = Recorder(before[module], name, log)  # type: ignore[arg-type]
-        yield log
-    finally:
-        for module, ops in before.items():
-            module.ops = ops
 
 
 @torch.inference_mode()

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
 from minigpt.support.checks import is_model, is_number
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 
 @dataclass(frozen=True)

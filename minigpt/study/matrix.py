@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK
 from minigpt.cache.kinds import LOSSLESS
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
+from minigpt.numerics.base import KEY_BLOCK
 from minigpt.study.verification import Check
 from minigpt.support.errors import MinigptError
 

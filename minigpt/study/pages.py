@@ -19,7 +19,7 @@ import torch
 from minigpt.checkpoint.weights import expected_shapes
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_whole
+from minigpt.support.checks import is_model, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import write_text
 from minigpt.tokenizer import CharTokenizer, Tokenizer
@@ -109,8 +109,7 @@ def write_live(
     Sampler(temperature)  # or it is refused
     if temperature > HOTTEST:
         raise MinigptError(f"temperature is {temperature}, needed at most {HOTTEST} in a live page")
-    if not is_whole(seed) or not 0 <= seed < SEEDS:
-        raise MinigptError(f"seed is {seed!r}, needed a whole number from 0 to {SEEDS - 1}")
+    whole("seed", seed, 0, SEEDS - 1)
     if not given and model.config.eos_token_id is None:
         raise MinigptError(
             "the prompt is empty and this model has no end-of-text token to start from: give at "

@@ -23,11 +23,11 @@ from minigpt.cache.kinds import KINDS
 from minigpt.cache.lossy import WindowCache
 from minigpt.config import GPTConfig
 from minigpt.generation.beam import Beam
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
+from minigpt.numerics.recorder import recording
 from minigpt.study.cost import cache_bytes
-from minigpt.study.diagnosis import recording
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

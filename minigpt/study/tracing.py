@@ -21,13 +21,14 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, evaluating, sampler_settings
+from minigpt.generation.decoding import Row, sampler_settings
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
-from minigpt.study.diagnosis import Recorded, recording
+from minigpt.numerics.recorder import Recorded, recording
 from minigpt.study.pages import write_page
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 from minigpt.tokenizer import Tokenizer
 
 LARGEST_PAGE = 20 * 10**6  # bytes; browsers on phones give up not far above

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KEY_BLOCK, KVCache
+from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import LOSSLESS
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
+from minigpt.numerics.base import KEY_BLOCK
 from minigpt.study.diagnosis import Diagnosis, diagnose
 from minigpt.support.checks import is_model
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 
 FARTHEST = 2**16 - 1  # units in the last place that are told apart; those beyond count as this many
 Progress = Callable[[str], object]

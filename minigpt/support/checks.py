@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from numbers import Integral, Rational, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from minigpt.support.errors import MinigptError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from minigpt.model import GPT
 
 
@@ -36,20 +37,38 @@ def listed(values: Iterable[Any] | Tensor, name: str = "", needed: str = "a list
     return found
 
 
-def is_whole(value: object) -> bool:
-    """Is this an int, and not a bool?"""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_whole(value: object) -> TypeGuard[int]:
+    """Is this an int, or one of numpy's, and not a bool?"""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
-    """Is this a float, or an int that a tensor could hold, and not a bool?"""
-    return isinstance(value, float) or (is_whole(value) and abs(value) < 2**63)  # type: ignore[arg-type]
+def is_number(value: object) -> TypeGuard[float]:
+    """Is this a float, or an int that a tensor could hold, of Python or numpy, and not a bool?"""
+    if is_whole(value):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, Real) and not isinstance(value, Rational)  # no Fraction, nor a bool
 
 
-def whole(name: str, value: object) -> None:
-    """Refuse anything but a whole number of at least 1."""
-    if not is_whole(value) or value < 1:  # type: ignore[operator]
-        raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
+def whole(name: str, value: object, low: int = 1, high: int | None = None, why: str = "") -> int:
+    """The value, which must be a whole number of at least `low` and at most `high`.
+
+    Args:
+        name: what it is called, for the sentence.
+        why: goes at the sentence's end, after a colon: where the limits come from, or what to do.
+
+    Raises:
+        MinigptError: for anything else.
+    """
+    if is_whole(value) and low <= value and (high is None or value <= high):
+        return int(value)
+    limits = f"of at least {low}" if high is None else f"from {low} to {_shown(high)}"
+    raise MinigptError(f"{name} is {value!r}, needed a whole number {limits}{why and f': {why}'}")
+
+
+def _shown(limit: int) -> str:
+    """A seed's limit as people write it: 2**63 - 1."""
+    power = (limit + 1).bit_length() - 1
+    return f"2**{power} - 1" if power > 32 and limit + 1 == 2**power else str(limit)
 
 
 def path_of(place: str | Path) -> Path:
@@ -82,6 +101,8 @@ def device_named(name: str | torch.device) -> torch.device:
     Raises:
         MinigptError: for one that is not there, or that torch was not built for.
     """
+    import torch  # here: checks are also made where torch is not needed, and it takes a second
+
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -22,3 +22,8 @@ class MinigptError(ValueError):
             sentence = f"{sentence[:half]} … {sentence[-half:]}"
         shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sentence)
         super().__init__("".join(shown))
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

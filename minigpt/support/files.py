@@ -7,6 +7,8 @@ Where there are none (Windows, some network drives) everything works for one pro
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -15,6 +17,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from minigpt.support.checks import plain_file
+from minigpt.support.errors import MinigptError, reason
 
 if sys.platform != "win32":
     import fcntl
@@ -85,6 +91,35 @@ def _take(directory: Path, shared: bool, wait: bool) -> int | None:
 def _untouched_for(directory: Path) -> float:
     """Seconds since anything was written there."""
     return time.time() - max(path.stat().st_mtime for path in (directory, *directory.rglob("*")))
+
+
+def read_json(path: Path, most: int, cure: str = "copy it again", prefix: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        most: bytes it may have.
+        cure: what the sentence of an error tells to do.
+        prefix: what may stand before the JSON, as a note to whoever opens the file.
+
+    Raises:
+        MinigptError: when there is no such file, or it is not JSON.
+    """
+    try:
+        plain_file(path, most)
+        return json.loads(path.read_text(encoding="utf-8").removeprefix(prefix))
+    except FileNotFoundError as error:
+        raise MinigptError(f"{path} does not exist: {cure}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise MinigptError(f"{path} is not valid JSON ({reason(error)}): {cure}") from error
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file's content, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

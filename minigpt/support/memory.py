@@ -1,17 +1,16 @@
-"""How much memory a device has left, so that a request can be refused before it does harm."""
+"""How much memory there is, so that a request can be refused before it does harm, and is taken."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MEMINFO = Path("/proc/meminfo")
 LARGE = 2**20  # bytes
 ALIGNED = 64  # bytes: a cache line, as torch aligns its own
 
@@ -26,12 +25,24 @@ def available_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
-    if device.type != "cpu" or not _has_meminfo():
-        return None
-    for line in MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])  # it is given in kB
-    return None
+    return _proc("meminfo", "MemAvailable") if device.type == "cpu" else None
+
+
+def process_memory(peak: bool = False) -> int | None:
+    """Bytes of RAM that this process takes now, or took at its peak; None where nobody says."""
+    found = _proc("self/status", "VmHWM" if peak else "VmRSS")
+    if found is None and peak and sys.platform == "darwin":
+        import resource  # Windows has none
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use at one time: on a GPU, or else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return process_memory(peak=True)
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -47,6 +58,10 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return room[start : start + count].view(dtype).view(*shape)
 
 
-@lru_cache
-def _has_meminfo() -> bool:
-    return MEMINFO.exists()
+def _proc(file: str, key: str) -> int | None:
+    """A line of what Linux tells about memory, in bytes; None elsewhere."""
+    try:
+        lines = Path("/proc", file).read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)

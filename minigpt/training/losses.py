@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
+from minigpt.support.modes import evaluating
 from minigpt.training.data import IGNORED
 from minigpt.training.parallel import Processes
 

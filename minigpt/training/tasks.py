@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import evaluating
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
+from minigpt.support.modes import evaluating
 from minigpt.tokenizer import CharTokenizer, Tokenizer
 from minigpt.training.data import IGNORED, draws
 

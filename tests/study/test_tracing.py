@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TOY
 
 import minigpt
 from minigpt import GPT, MinigptError, Tokenizer
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
+from minigpt.numerics.recorder import recording
 from minigpt.study import tracing as trace_module
-from minigpt.study.diagnosis import recording
 from minigpt.study.plot import head_state
 from minigpt.study.tracing import SLOT, TEMPLATE, multiplications, trace, write_html
 from minigpt.tokenizer import byte_tokenizer
+from tests.helpers import TOY
 
 IDS = list(b"Hello")
 

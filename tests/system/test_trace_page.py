@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TOY
 
 from minigpt import GPT, Tokenizer
 from minigpt.study.tracing import trace, write_html
+from tests.helpers import TOY
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import reference_logits
 
 from minigpt import GPT, GPTConfig
 from minigpt.cache.kinds import LOSSLESS
+from tests.reference import reference_logits
 
 EXAMPLES = int(os.environ.get("MINIGPT_EXAMPLES", "25"))
 

@@ -1,8 +1,10 @@
-"""The fast set and the packed weights; the exact set is in test_exact.py."""
+"""The formula of attention, the fast set, the packed weights; the exact set is in test_exact.py."""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import pickle
 
 import pytest
@@ -11,7 +13,10 @@ import torch.nn.functional as F
 
 from minigpt import MinigptError
 from minigpt.config import ACTIVATIONS
-from minigpt.numerics.base import ACTIVATION, FastOps, Packed, plain_linear, row_ops
+from minigpt.numerics import row_ops
+from minigpt.numerics.base import ACTIVATION, attend, attention_weights, plain_linear, whole_blocks
+from minigpt.numerics.fast import FastOps
+from minigpt.numerics.packed import Packed
 
 
 def test_sets_are_found_by_name():
@@ -33,18 +38,61 @@ def test_a_product_is_the_product(numerics, rows, shape):
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-5)  # float32 sums of 600 terms
 
 
+def heads(B: int, count: int, total: int):
+    """Queries (B, 4, count, 8), keys and values (B, 2, total, 8)."""
+    return torch.randn(B, 4, count, 8), torch.randn(B, 2, total, 8), torch.randn(B, 2, total, 8)
+
+
+class TestAttend:
+    """The formula, against which every quicker way is tested, is itself that of the paper."""
+
+    STARTS = (3, 0)  # two rows, the second shorter
+
+    def test_is_the_mean_of_the_values_weighted_by_the_softmax_of_the_scores(self):
+        q, k, v = heads(2, 2, 5)
+        got = attend(q, k, v, self.STARTS, 0.3)
+        for b, h, t in itertools.product(range(2), range(4), range(2)):
+            seen = self.STARTS[b] + t + 1  # keys up to the query's own position
+            group = h // 2  # heads 0 and 1 share the first key/value head, 2 and 3 the second
+            powers = [math.exp(0.3 * float(q[b, h, t] @ k[b, group, s])) for s in range(seen)]
+            mean = sum(p * v[b, group, s] for s, p in enumerate(powers)) / sum(powers)
+            torch.testing.assert_close(got[b, h, t], mean)
+
+    def test_weights_sum_to_one_and_the_future_has_none(self):
+        q, k, _ = heads(2, 2, 5)
+        weights = attention_weights(q, k, self.STARTS, 0.3)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 2))
+        assert (weights[0, :, 0, 4:] == 0).all() and (weights[0, :, 0, :4] > 0).all()
+        assert (weights[1, :, 1, 2:] == 0).all() and (weights[1, :, 1, :2] > 0).all()
+
+    def test_drops_weights_when_asked_to(self):
+        q, k, v = heads(1, 5, 5)
+        torch.manual_seed(0)
+        assert not torch.equal(attend(q, k, v, [0], 0.3, 0.5), attend(q, k, v, [0], 0.3))
+
+
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("start", [0, 1, 127, 128, 130])
 @pytest.mark.parametrize("count", [1, 3, 140])
-def test_attention_is_the_textbook_formula(numerics, start, count):
-    total = start + count
-    q, k, v = torch.randn(2, 4, count, 8), torch.randn(2, 2, total, 8), torch.randn(2, 2, total, 8)
-    got = row_ops(numerics).attention(q, k, v, [start] * len(q), 0.3, 0.0)
-    keys, values = k.repeat_interleave(2, 1).double(), v.repeat_interleave(2, 1).double()
-    scores = 0.3 * q.double() @ keys.transpose(-1, -2)
-    later = torch.arange(total)[None] > torch.arange(start, total)[:, None]
-    want = scores.masked_fill(later, -torch.inf).softmax(-1) @ values
-    torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=1e-5)
+def test_attention_is_the_formula(numerics, start, count):
+    q, k, v = heads(2, count, start + count)
+    got = row_ops(numerics).attention(q, k, v, [start] * 2, 0.3, 0.0)
+    want = attend(q.double(), k.double(), v.double(), [start] * 2, 0.3)
+    torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=1e-5)  # float32 sums
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("starts", [(5, 0, 3), (130, 127, 128), (131, 2, 140)])
+def test_attention_of_rows_of_different_lengths_is_the_formula(numerics, count, starts):
+    q, k, v = heads(3, count, max(starts) + count)
+    got = row_ops(numerics).attention(q, k, v, starts, 0.3, 0.0)
+    want = attend(q.double(), k.double(), v.double(), starts, 0.3)
+    torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=1e-5)  # float32 sums
+
+
+def test_whole_blocks_are_the_next_multiple():
+    assert [whole_blocks(n) for n in (1, 127, 128, 129)] == [128, 128, 128, 256]
 
 
 def test_fast_attention_does_not_look_into_the_room_behind_the_keys():

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+from tests.helpers import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("**/*.ipynb"))
 TRANSLATIONS = [path for path in FILES if path.parent != NOTEBOOKS]
 ABSOLUTE = re.compile(r"""(?:^|[\s"'(=])(?:/[\w.-]+/[\w.-]|[A-Z]:\\)""", re.MULTILINE)

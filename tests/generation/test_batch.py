@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ending_in
 
 from minigpt import GPT, MinigptError, generate
 from minigpt.generation.batch import generate_batch
 from minigpt.generation.sampling import Sampler
+from tests.helpers import ending_in
 
 SAMPLING = {"temperature": 0.9, "top_k": 50}
 

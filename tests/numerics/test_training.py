@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt.numerics.base import FastOps
+from minigpt.numerics.base import attend
+from minigpt.numerics.fast import FastOps
 from minigpt.numerics.training import TrainingOps
 
 STARTS = (0, 0)  # of both rows
@@ -17,17 +18,27 @@ def heads(G: int = 4, T: int = 9, dtype: torch.dtype = torch.bfloat16):
     return [part.to(dtype).requires_grad_() for part in (q, k, v)]
 
 
-def gradients(ops, parts):
-    y = ops.attention(*parts, STARTS, 0.3, 0.0)
+def gradients(attention, parts):
+    y = attention(*parts, STARTS, 0.3, 0.0)
     return [y, *torch.autograd.grad(y.float().square().sum(), parts)]
 
 
 @pytest.mark.parametrize("G", [4, 2, 1])
-def test_values_and_gradients_are_those_of_float32(G):
-    want = gradients(FastOps(), [p.detach().float().requires_grad_() for p in heads(G)])
-    for found, wanted in zip(gradients(TrainingOps(), heads(G)), want, strict=True):
+def test_values_and_gradients_are_those_of_the_formula_in_float32(G):
+    want = gradients(attend, [p.detach().float().requires_grad_() for p in heads(G)])
+    for found, wanted in zip(gradients(TrainingOps().attention, heads(G)), want, strict=True):
         # bfloat16 keeps 8 bits, and four roundings follow one another.
         torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("G", [4, 2, 1])
+def test_the_fused_kernel_has_the_gradients_of_the_formula_too(G):
+    fused, plain = (
+        gradients(attention, heads(G, dtype=torch.float32))
+        for attention in (FastOps().attention, attend)
+    )
+    for found, wanted in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_no_query_sees_a_later_key():

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers import ROOT
+
 nbformat = pytest.importorskip("nbformat", reason="needs pip install minigpt[notebooks]")
 pytest.importorskip("nbclient", reason="needs pip install minigpt[notebooks]")
 pytest.importorskip("ipykernel", reason="needs pip install minigpt[notebooks]")
@@ -19,7 +21,7 @@ ANSWER = "<summary>Solution</summary>\n\n```python\nanswer = {}\n```\n"
 
 @pytest.fixture
 def program() -> ModuleType:
-    path = Path(__file__).parent.parent / "notebooks" / "check.py"
+    path = ROOT / "notebooks" / "check.py"
     spec = importlib.util.spec_from_file_location("check_notebooks", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_hub import COMMIT, checkpoint, fake_hub, published  # noqa: F401
 
 from minigpt import GPT, GPTConfig, KVCache, MinigptError
 from minigpt.checkpoint import hub, weights
@@ -33,6 +32,8 @@ from minigpt.training.data import Corpus, byte_tokenizer, prepare
 from minigpt.training.loop import CHECKPOINTS, train
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text
+from tests.fake_hub import COMMIT
+from tests.helpers import TOY
 
 resource = pytest.importorskip("resource", reason="kills and limits are those of Unix")
 forkserver = get_context("forkserver")  # each child a real process, without a second import
@@ -422,12 +423,11 @@ def stop_everywhere(arguments: list[str], directory: Path) -> None:
         forked(stop_at, when, arguments, directory / f"stopped-{when}")
 
 
-TOY = str(Path(__file__).parent.parent / "weights" / "toy")
 COMMANDS = {
-    "generate": ["--model", TOY, "--prompt", "Once", "--max-new-tokens", "6"],
-    "verify": ["--model", TOY, "--tokens", "5"],
-    "score": ["text", "--model", TOY],
-    "inspect": [TOY],
+    "generate": ["--model", str(TOY), "--prompt", "Once", "--max-new-tokens", "6"],
+    "verify": ["--model", str(TOY), "--tokens", "5"],
+    "score": ["text", "--model", str(TOY)],
+    "inspect": [str(TOY)],
     "train": [
         "--data",
         "text",

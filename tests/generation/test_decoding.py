@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ending_in, random_gpt2
 
 from minigpt import GPT, Generation, MinigptError, generate, stream
+from tests.helpers import ending_in, random_gpt2
 
 SAMPLING = {"temperature": 0.8, "top_k": 60, "top_p": 0.9}
 

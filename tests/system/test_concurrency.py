@@ -20,7 +20,8 @@ import torch
 
 from minigpt import GPT, GPTConfig, KVCache, MinigptError, generate, stream
 from minigpt.cache.kinds import KINDS, LOSSLESS
-from minigpt.numerics.exact import _future, attention_sizes, certified_calls, rowwise_sizes
+from minigpt.numerics.certificates import attention_sizes, certified_calls, rowwise_sizes
+from minigpt.numerics.exact import _future
 
 SHARED = "in use by another pass, which has not ended: wait for it, or give each thread a cache"
 

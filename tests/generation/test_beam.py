@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from conftest import random_gpt2
 
 from minigpt import GPT, MinigptError, generate
 from minigpt.cache.kinds import LOSSLESS
 from minigpt.generation.beam import beam_search
+from tests.helpers import random_gpt2
 
 
 @pytest.fixture(autouse=True)
