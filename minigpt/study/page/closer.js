@@ -116,7 +116,7 @@ function buildHeads(source, view, look) {
     for (let head = 0; head < H; head++) {
       const thumb = element("button", "", { class: "thumb", role: "radio", "aria-label": `layer ${layer}, head ${head}`,
         "data-layer": layer, "data-head": head });
-      thumb.append(element("canvas"));
+      thumb.append(element("canvas", "", { "aria-hidden": true }));
       thumb.onclick = () => look(layer, head);
       line.append(thumb);
     }
