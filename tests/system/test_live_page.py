@@ -303,9 +303,8 @@ class TestAlternatives:
         page.js("arguments[0].click()", page.all("#likeliest button:not(.chosen)")[0])
         page.click("#forward")
         forked = text(page)
-        first, second = page.all("#branches button")
-        assert second.get_attribute("aria-pressed") == "true"
-        first.click()
+        assert page.all("#branches button")[1].get_attribute("aria-pressed") == "true"
+        page.click("#branches button:nth-child(1)")
         assert text(page) == before
         page.click("#forward")
         page.click("#branches button:nth-child(2)")
@@ -352,8 +351,10 @@ class TestTheCache:
         kinds = [item.get_attribute("class") for item in page.all("#steps li")]
         assert kinds.index("differ") == parted - 1
         crossed = page.js(
-            "let n = 0; for (let layer = 0; layer < source.model.L; layer++)"
-            "  for (let at = 0; at < source.branch.cache.length; at++) n += source.wrong(layer, at);"
+            "let n = 0;"
+            "for (let layer = 0; layer < source.model.L; layer++)"
+            "  for (let at = 0; at < source.branch.cache.length; at++)"
+            "    n += source.wrong(layer, at);"
             "return n"
         )
         assert len(page.all("#with-grid .cross")) == crossed > 0
@@ -626,7 +627,7 @@ class TestEveryone:
         assert wanted <= reached
 
     def test_sees_only_the_end_of_a_long_text_in_the_picture(self, page):
-        page.open("#step=100", width=390, height=844)
+        page.open("#prompt=" + "The+cat+sat.+" * 12, width=390, height=844)
         columns = len(page.all('#with-grid [data-layer="0"]'))
         assert columns < page.js("return source.frames.at(-1).length")
         assert "earlier" in page.one("#with-grid .token").text

@@ -113,13 +113,16 @@ const BUGS = {
   position: { cache: PositionStandsStill, name: "the position stands still",
     story: "Every new token is told that it stands where the prompt ended." },
   heads: { cache: JoinedAlongHeads, name: "joined along heads",
-    story: "New keys and values are put behind the heads instead of the positions: read back, all are in the wrong place." },
+    story: "New keys and values are put behind the heads instead of the positions: " +
+      "read back, all are in the wrong place." },
   mask: { cache: MaskShiftedByOne, name: "mask shifted by one",
     story: "In the prompt, each query also reads the token after it." },
   kept: { cache: KeptBetweenPrompts, name: "kept between prompts",
     story: "The keys and values of the prompt before are still in the cache, and are read." },
   reorder: { cache: KeysReorderedAlone, name: "keys reordered, values not",
-    story: "Two texts of a batch change places after the prompt. The keys go along, the values stay: these are the other text’s." },
+    story: "Two texts of a batch change places after the prompt. The keys go along, the values stay: " +
+      "these are the other text’s." },
   window: { cache: WindowForgetsPositions, name: "a window without positions", window: WINDOW,
-    story: `Only the last ${WINDOW} positions are read, on both sides; with the cache they are counted from the window’s start.` },
+    story: `Only the last ${WINDOW} positions are read, on both sides; with the cache they are counted ` +
+      "from the window’s start." },
 };

@@ -50,8 +50,8 @@ function drawText(source, view) {
     if (next) made.title = `chosen next: ${quoted(source.label(tokens[n]))}`;
     else made.dataset.token = n;
     const weight = weights[n - from] ?? 0;
-    if (!next && weight > 0.004)
-      made.style.background = `color-mix(in srgb, var(--attention) ${Math.round(40 * Math.sqrt(weight))}%, transparent)`;
+    const share = Math.round(40 * Math.sqrt(weight));
+    if (!next && share > 2) made.style.background = `color-mix(in srgb, var(--attention) ${share}%, transparent)`;
     return made;
   });
   $("text").replaceChildren(...spans);
@@ -72,7 +72,8 @@ function drawLines(weights, from, view) {
   const frame = $("reading").getBoundingClientRect(), spans = $("text").children;
   const place = (n) => {
     const box = spans[n].getClientRects()[0];
-    return box && { x: box.left + box.width / 2 - frame.left, y: box.top - frame.top, foot: box.bottom - frame.top };
+    if (!box) return null;
+    return { x: box.left + box.width / 2 - frame.left, y: box.top - frame.top, foot: box.bottom - frame.top };
   };
   const start = place(view.token), lines = [];
   weights.forEach((weight, s) => {
@@ -80,11 +81,11 @@ function drawLines(weights, from, view) {
     if (weight < 0.02 || n < 0 || n >= spans.length) return;
     const end = place(n), look = { "stroke-width": 1 + 5 * weight, opacity: 0.35 + 0.65 * Math.sqrt(weight) };
     if (!start || !end) return;
-    const lift = 10 + Math.min(16, Math.abs(start.x - end.x) / 20);
+    const lift = 10 + Math.min(16, Math.abs(start.x - end.x) / 20), above = end.foot < start.y; // a line above
+    const y = above ? end.foot : end.y, bend = above ? y + lift : y - lift; // is reached from below
+    const curve = `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${bend} ${end.x} ${y}`;
     lines.push(n === view.token ? shape("circle", { cx: start.x, cy: start.y - 6, r: 6, ...look })
-      : shape("path", { d: end.foot < start.y // on a line above: from below
-        ? `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${end.foot + lift} ${end.x} ${end.foot}`
-        : `M${start.x} ${start.y}C${start.x} ${start.y - lift} ${end.x} ${end.y - lift} ${end.x} ${end.y}`, ...look }));
+      : shape("path", { d: curve, ...look }));
   });
   $("lines").replaceChildren(...lines);
 }
@@ -100,24 +101,26 @@ function drawReading(source, view) {
   $("most").tBodies[0].replaceChildren(...order.map(line));
   if ($("all-weights").open) // hundreds of rows: built for those who look
     $("weights").tBodies[0].replaceChildren(...weights.map((_, s) => line(s)));
-  $("query").textContent = `The query of ${quoted(source.label(source.tokens[view.token]))} (position ${view.token}) ` +
+  $("query").textContent = `The query of ${named(source, view.token)} (position ${view.token}) ` +
     `in layer ${view.layer}, head ${view.head}, reads ${plural(weights.length, "key")}, ` +
     `most of all that of ${quoted(labelOf(order[0]))}.`;
 }
 
 // --- all heads, small ---
 
+const MANY_HEADS = 80; // with more, as GPT-2's 144, those of one layer are shown
+
 function buildHeads(source, view, look) {
   const { n_layer: L, n_head: H } = source.config;
-  const layers = L * H <= 80 ? [...Array(L).keys()] : [view.layer]; // GPT-2 has 144: one layer's
+  const layers = L * H <= MANY_HEADS ? [...Array(L).keys()] : [view.layer];
   $("heads").replaceChildren(...layers.map((layer) => {
     const line = element("div", "", { class: "row" });
     line.append(element("span", `layer ${layer}`, { class: "soft small" }));
     for (let head = 0; head < H; head++) {
-      const thumb = element("button", "", { class: "thumb", role: "radio", "aria-label": `layer ${layer}, head ${head}`,
-        "data-layer": layer, "data-head": head });
+      const thumb = element("button", "", { class: "thumb", role: "radio", "data-layer": layer, "data-head": head,
+        "aria-label": `layer ${layer}, head ${head}` });
       thumb.append(element("canvas", "", { "aria-hidden": true }));
-      thumb.onclick = () => look(layer, head);
+      thumb.onclick = () => look({ layer, head });
       line.append(thumb);
     }
     return line;
@@ -165,11 +168,13 @@ function drawStrips(source, view) {
   const known = vectors[0][0] !== null;
   for (const id of ["strip-box", "numbers", "number"]) $(id).hidden = !known;
   $("held").textContent = `${plural(length, "position")} of ${number(source.config.n_positions)} that fit, ` +
-    `${number(source.cacheBytes)} bytes each in all layers. ` + (known ? "" : "This recording is too large to keep the numbers.");
+    `${number(source.cacheBytes)} bytes each in all layers. ` +
+    (known ? "" : "This recording is too large to keep the numbers.");
   if (!known) return;
   const D = vectors[0][0].length, colour = colours(), { high, left, gap, top } = STRIP;
   const [pen, width] = canvas("strips", top + length * high + 4), pitch = (width - left - gap) / (2 * D);
-  const most = vectors.map((rows) => Math.max(...rows.flatMap((v) => Array.from(v, Math.abs))) || 1);
+  const most = vectors.map((rows) => rows.reduce((peak, vector) =>
+    vector.reduce((so, value) => Math.max(so, Math.abs(value)), peak), 0) || 1);
   const ends = { zero: channels(colour("zero")), minus: channels(colour("minus")), plus: channels(colour("plus")) };
   pen.fillStyle = colour("soft");
   const offset = [left, left + D * pitch + gap];
@@ -181,28 +186,38 @@ function drawStrips(source, view) {
     if (n >= frame.kept) pen.fillRect(0, y + 1, 4, high - 2); // new in this step
     pen.fillStyle = colour(n === view.token ? "ink" : "soft");
     pen.fillText((n === view.token ? "▸ " : "") + tick(source.label(source.tokens[n])), 8, y + 11, left - 12);
-    vectors.forEach((rows, side) => rows[n].forEach((value, d) => {
-      const share = Math.abs(value) / most[side], end = value < 0 ? ends.minus : ends.plus;
-      pen.fillStyle = `rgb(${ends.zero.map((c, k) => Math.round(c + (end[k] - c) * share)).join(" ")})`;
-      pen.fillRect(offset[side] + d * pitch, y, Math.ceil(pitch), high - 1);
-    }));
   }
+  vectors.forEach((rows, side) => {
+    const picture = new ImageData(D, length);
+    rows.forEach((vector, n) => vector.forEach((value, d) => {
+      const share = Math.abs(value) / most[side], end = value < 0 ? ends.minus : ends.plus;
+      const mixed = ends.zero.map((c, k) => c + (end[k] - c) * share);
+      picture.data.set([...mixed, 255], 4 * (n * D + d));
+    }));
+    const small = new OffscreenCanvas(D, length);
+    small.getContext("2d").putImageData(picture, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(small, offset[side], top, D * pitch, length * high);
+    for (let n = 1; n < length; n++) pen.clearRect(offset[side], top + n * high - 1, D * pitch, 1);
+  });
   const box = $("strip-box"), line = top + view.token * high; // the token looked at is in sight
-  if (line < box.scrollTop || line + high > box.scrollTop + box.clientHeight) box.scrollTop = line - box.clientHeight / 2;
-  $("strips").setAttribute("aria-label", `Keys and values of ${plural(length, "position")} in layer ${view.layer}, ` +
-    `head ${view.head}: ${D} numbers each, as colours. The numbers of one token are in the table below.`);
+  if (line < box.scrollTop || line + high > box.scrollTop + box.clientHeight)
+    box.scrollTop = line - box.clientHeight / 2;
+  $("strips").setAttribute("aria-label", `Keys and values of ${plural(length, "position")} in ` +
+    `layer ${view.layer}, head ${view.head}: ${D} numbers each, as colours. ` +
+    "The numbers of one token are in the table below.");
   $("strips").onmousemove = (event) => {
     const n = Math.floor((event.offsetY - top) / high), side = event.offsetX < offset[1] - gap / 2 ? 0 : 1;
     const d = Math.floor((event.offsetX - offset[side]) / pitch);
     if (n < 0 || n >= length || d < 0 || d >= D) return;
-    $("number").textContent = `${["Key", "Value"][side]} of ${quoted(source.label(source.tokens[n]))} ` +
+    $("number").textContent = `${["Key", "Value"][side]} of ${named(source, n)} ` +
       `(position ${n}), number ${d}: ${signed(vectors[side][n][d])}`;
   };
   $("strips").onclick = (event) => {
     const n = Math.floor((event.offsetY - top) / high);
     if (n >= 0 && n < length) view.look({ token: n });
   };
-  $("numbers-name").textContent = `The numbers of ${quoted(source.label(source.tokens[view.token]))}`;
+  $("numbers-name").textContent = `The numbers of ${named(source, view.token)}`;
   if ($("numbers").open)
     $("vector").tBodies[0].replaceChildren(...Array.from({ length: D }, (_, d) =>
       row(String(d), vectors.map((rows) => signed(rows[view.token][d])))));
@@ -212,8 +227,8 @@ function drawStrips(source, view) {
 
 function drawStream(source, view) {
   const L = source.config.n_layer, follows = source.tokens[view.token + 1];
-  $("lens-note").textContent = `The residual stream of ${quoted(source.label(source.tokens[view.token]))}, read by the ` +
-    `output head before it is finished. After it comes ${quoted(source.label(follows))}.`;
+  $("lens-note").textContent = `The residual stream of ${named(source, view.token)}, read by the output ` +
+    `head before it is finished. After it comes ${named(source, view.token + 1)}.`;
   const every = Array.from({ length: L + 1 }, (_, layer) => layer);
   $("lens").tBodies[0].replaceChildren(...every.map((layer) => row(layer ? `layer ${layer - 1}` : "embedding",
     source.lens(layer, view.token).map(([id, p]) => {
@@ -225,7 +240,8 @@ function drawStream(source, view) {
   const norms = every.slice(0, L).map((layer) => source.norms(layer, view.token));
   const most = Math.max(...norms.flatMap(([attention, mlp]) => [attention, mlp]));
   $("norms").tBodies[0].replaceChildren(...norms.map(([attention, mlp, stream], layer) => row(String(layer), [
-    bar(attention.toFixed(2), attention / most, "attention"), bar(mlp.toFixed(2), mlp / most, "plain"), stream.toFixed(2)])));
+    bar(attention.toFixed(2), attention / most, "attention"), bar(mlp.toFixed(2), mlp / most, "plain"),
+    stream.toFixed(2)])));
 }
 
 // --- the work of all steps ---

@@ -203,7 +203,14 @@ function probabilities(logits, temperature = 1) {
 }
 
 function likeliest(p, count) { // [[token, probability]], of equals the first comes first
-  return [...p.keys()].sort((a, b) => p[b] - p[a] || a - b).slice(0, count).map((id) => [id, p[id]]);
+  const left = p.slice(), found = [];
+  while (found.length < Math.min(count, p.length)) {
+    let best = 0;
+    for (let id = 1; id < left.length; id++) if (left[id] > left[best]) best = id;
+    found.push([best, p[best]]);
+    left[best] = -1;
+  }
+  return found;
 }
 
 // A number in [0, 1) for each seed and position (mulberry32's mixing): stepping back and on again,

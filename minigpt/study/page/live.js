@@ -163,9 +163,11 @@ class Live {
       busy += performance.now() - began;
     }
     for (const frame of waiting) { // a row has the same bits in any pass: one pass checks all steps
-      const right = frame === last ? logits : this.model.read(reference.entries[frame.length - 1].stream.at(-1));
+      const entry = reference.entries[frame.length - 1];
+      const right = frame === last ? logits : this.model.read(entry.stream.at(-1));
       frame.equal = sameBits(frame.logits, right);
-      frame.maxDifference = frame.logits.reduce((most, logit, id) => Math.max(most, Math.abs(logit - right[id])), 0);
+      frame.maxDifference = frame.logits.reduce((most, logit, id) =>
+        Math.max(most, Math.abs(logit - right[id])), 0);
       frame.wanted = choose(right, this.settings.temperature, this.settings.seed, frame.length);
     }
     if (waiting.length === 1) last.uncached.seconds = busy / 1000;

@@ -18,15 +18,17 @@ function shape(tag, attributes, text = "") {
 }
 
 const number = (n) => n.toLocaleString("en");
+const UNITS = [[1e12, 1e12, "trillion"], [1e9, 1e9, "billion"], [1e6, 1e6, "million"], [1e4, 1e3, "thousand"]];
 const short = (n) => { // three digits and a unit
-  const unit = [[1e12, " trillion"], [1e9, " billion"], [1e6, " million"], [1e4, " thousand", 1e3]].find(([from]) => n >= from);
-  return unit ? Number((n / (unit[2] ?? unit[0])).toPrecision(3)) + unit[1] : number(n);
+  const [, size, name] = UNITS.find(([from]) => n >= from) ?? [];
+  return size ? `${Number((n / size).toPrecision(3))} ${name}` : number(n);
 };
 const percent = (p) => (p < 1e-5 ? "< 0.001 %" : p < 0.1 ? Number((100 * p).toPrecision(2)) + " %"
   : p > 0.9995 && p < 1 ? "> 99.9 %" : (100 * p).toFixed(1) + " %").replace(/ /g, "\u00a0");
 const plural = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/[\x00-\x1f\x7f]/g, "·");
 const quoted = (text) => `“${visible(text)}”`;
+const named = (source, n) => quoted(source.label(source.tokens[n])); // the token at a position
 const add = (items, of) => items.reduce((total, item) => total + of(item), 0);
 
 const ruler = document.createElement("canvas").getContext("2d");
@@ -58,50 +60,69 @@ function columnsFor(source, width, length) {
 }
 
 function drawGrid(svg, source, view, side, moving) {
-  const frame = source.frames.at(-1), { length } = frame, L = source.config.n_layer;
+  const { length } = source.frames.at(-1), L = source.config.n_layer, state = states(source, side);
   const { gutter, pitch, narrow, columns } = columnsFor(source, svg.clientWidth, length);
-  const top = narrow ? 52 : 64, high = Math.max(3, Math.min(narrow ? 17 : 26, (narrow ? 84 : 150) / L));
-  const foot = narrow ? 22 : 26, kept = side === "with" ? frame.kept : 0;
-  const bottom = top + L * high, gap = pitch > 6 && high > 6 ? 2 : 0.5;
-  svg.setAttribute("height", bottom + foot);
-  svg.classList.toggle("moving", moving);
-  const all = [], before = source.frames.at(-2)?.length ?? 0; // positions that an earlier step had
-  const state = (n) => n < kept ? (n < length - source.window ? "unread" : "kept") : n < before ? "again" : "now";
-  for (const column of columns) {
-    if (side === "without" && column.kind === "left") continue; // there is nothing that could be left over
-    const x = column.x + pitch / 2, label = shape("text", { class: `token ${column.kind}`,
-      transform: `translate(${x} ${top - 6}) rotate(-50)` }, tick(column.text));
+  const top = narrow ? 52 : 64, bracketed = narrow ? 22 : 26; // room for the text above, for words below
+  const high = Math.max(3, Math.min(narrow ? 17 : 26, (narrow ? 84 : 150) / L));
+  const shown = side === "with" ? columns : columns.filter(({ kind }) => kind !== "left"); // nothing is left over
+  const all = [];
+  for (const column of shown) {
+    const x = column.x + pitch / 2, place = `translate(${x} ${top - 6}) rotate(-50)`;
+    const label = shape("text", { class: `token ${column.kind}`, transform: place }, tick(column.text));
     label.append(shape("title", {}, quoted(column.text)));
     all.push(label);
     for (let layer = 0; layer < L; layer++) {
-      const kind = column.kind === "token" ? state(column.n) : column.kind === "gap" ? state(0) : column.kind;
-      const y = top + layer * high, picked = view.picked && column.n === view.token && layer === view.layer;
-      const cell = shape("rect", { class: `cell ${kind}${picked ? " picked" : ""}`, x: column.x + gap / 2, y: y + gap / 2,
-        width: Math.max(1, pitch - gap), height: Math.max(1, high - gap), rx: Math.min(3, high / 5) });
+      const kind = { token: state(column.n), gap: state(0) }[column.kind] ?? column.kind;
+      const cell = cellAt(column.x, top + layer * high, pitch, high, kind);
       if (column.kind === "token") {
         cell.dataset.layer = layer;
         cell.dataset.token = column.n;
-        cell.append(shape("title", {}, `${quoted(column.text)}, layer ${layer}: ${WORDS[kind]}`));
+        cell.dataset.told = `${quoted(column.text)}, layer ${layer}: ${WORDS[kind]}`;
+        cell.classList.toggle("picked", Boolean(view.picked) && column.n === view.token && layer === view.layer);
       }
       // Layer after layer; without a cache also position after position. Together under a second.
       const along = side === "without" && column.kind === "token" ? column.n / length / L : 0;
       cell.style.setProperty("--wait", `${(0.55 * (layer / L + along)).toFixed(3)}s`);
       all.push(cell);
       if (side === "with" && column.n < view.shared)
-        all.push(shape("circle", { class: "dot", cx: x, cy: y + high / 2, r: Math.min(3, high / 6) }));
+        all.push(shape("circle", { class: "dot", cx: x, cy: top + (layer + 0.5) * high, r: Math.min(3, high / 6) }));
     }
   }
-  const every = Math.ceil(12 / high);
-  for (let layer = 0; layer < L; layer += every)
-    all.push(shape("text", { x: gutter - 6, y: top + layer * high + high / 2 + 4, "text-anchor": "end" }, layer ? layer : "layer 0"));
-  all.push(...brackets(columns.filter(({ kind }) => kind !== "next" && (kind !== "left" || side === "with")),
-    pitch, bottom + 4, state, svg.clientWidth));
+  for (let layer = 0, every = Math.ceil(12 / high); layer < L; layer += every) {
+    const place = { x: gutter - 6, y: top + (layer + 0.5) * high + 4, "text-anchor": "end" };
+    all.push(shape("text", place, layer || "layer 0"));
+  }
+  const covered = shown.filter(({ kind }) => kind !== "next");
+  all.push(...brackets(covered, pitch, top + L * high + 4, state, svg.clientWidth));
+  svg.setAttribute("height", top + L * high + bracketed);
+  svg.setAttribute("aria-label", `In each of ${plural(L, "layer")}: ${counted(length, state)}.`);
+  svg.classList.toggle("moving", moving);
   svg.replaceChildren(...all);
   if (side === "with") crossOut(svg, source);
+}
+
+// What this step did with a position: a function of its number.
+function states(source, side) {
+  const frame = source.frames.at(-1), kept = side === "with" ? frame.kept : 0;
+  const before = source.frames.at(-2)?.length ?? 0; // positions that an earlier step had
+  return (n) => n < kept ? (n < frame.length - source.window ? "unread" : "kept") : n < before ? "again" : "now";
+}
+
+const WORDS = {
+  unread: "out of the window", kept: "read from the cache", again: "computed again", now: "computed now",
+};
+
+function counted(length, state) { // the states of all positions in words
   const counts = { unread: 0, kept: 0, again: 0, now: 0 };
   for (let n = 0; n < length; n++) counts[state(n)]++;
-  svg.setAttribute("aria-label", `In each of ${plural(L, "layer")}: ` + Object.entries(counts)
-    .filter(([, count]) => count).map(([kind, count]) => `${plural(count, "position")} ${WORDS[kind]}`).join(", ") + ".");
+  const told = Object.entries(counts).filter(([, count]) => count);
+  return told.map(([kind, count]) => `${plural(count, "position")} ${WORDS[kind]}`).join(", ");
+}
+
+function cellAt(x, y, pitch, high, kind) {
+  const gap = pitch > 6 && high > 6 ? 2 : 0.5;
+  return shape("rect", { class: `cell ${kind}`, x: x + gap / 2, y: y + gap / 2, rx: Math.min(3, high / 5),
+    width: Math.max(1, pitch - gap), height: Math.max(1, high - gap) });
 }
 
 // Cells whose key or value is another one than without the cache, once that is known.
@@ -110,11 +131,12 @@ function crossOut(svg, source) {
   for (const cell of svg.querySelectorAll("[data-token]")) {
     if (!source.wrong(Number(cell.dataset.layer), Number(cell.dataset.token))) continue;
     const [x, y, wide, high] = ["x", "y", "width", "height"].map((name) => Number(cell.getAttribute(name)));
-    svg.append(shape("path", { class: "cross", d: `M${x + 2} ${y + 2}l${wide - 4} ${high - 4}m0 ${4 - high}l${4 - wide} ${high - 4}` }));
+    const w = wide - 4, h = high - 4;
+    svg.append(shape("path", { class: cell.matches(".now") ? "cross light" : "cross",
+      d: `M${x + 2} ${y + 2}l${w} ${h}m0 ${-h}l${-w} ${h}` }));
   }
 }
 
-const WORDS = { unread: "out of the window", kept: "read from the cache", again: "computed again", now: "computed now" };
 
 function brackets(columns, pitch, y, state, width) { // under the grid, in words
   const made = [], groups = [];
@@ -143,7 +165,8 @@ function drawWork(id, side, source) { // counts beside the grid; both bars have 
   const { frames } = source, frame = frames.at(-1), work = frame[side === "with" ? "cached" : "uncached"];
   const most = Math.max(frame.cached.multiplications, frame.uncached.multiplications);
   const soFar = add(frames, (f) => f[side === "with" ? "cached" : "uncached"].multiplications);
-  const track = element("span", "", { class: side === "without" || source.settings?.useCache === false ? "bar again" : "bar" }), filled = element("i");
+  const again = side === "without" || source.settings?.useCache === false;
+  const track = element("span", "", { class: again ? "bar again" : "bar" }), filled = element("i");
   filled.style.width = `${100 * work.multiplications / most}%`;
   track.append(filled);
   const took = work.seconds === null ? "" : ` · ${milliseconds(work.seconds)} ms`;

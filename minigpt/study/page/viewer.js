@@ -9,17 +9,19 @@ let timer = null, follow = true; // follow: the newest token is the one that is 
 // --- words ---
 
 function say() { // the step in words
-  const frame = source.frames.at(-1), { length, kept, chosen, cached } = frame, label = source.label(source.tokens[length - 1]);
+  const { length, kept, chosen, cached } = source.frames.at(-1);
   const layers = plural(source.config.n_layer, "layer"), first = source.frames.length === 1;
   const sure = percent(chosen.probability).replace(">", "more than").replace("<", "less than");
   const next = `Next comes ${quoted(source.label(chosen.token))}, at ${sure}.`;
-  if (first) return `The prompt’s ${plural(length, "token")} ${length === 1 ? "is" : "are"} computed in one pass` +
-    `${source.settings?.useCache === false ? "" : `; their keys and values are kept in ${layers}`}. ${next}` +
-    (source.goesOn ? " Press “Next token” to see what that saves." : "");
+  if (first) {
+    const stays = source.settings?.useCache === false ? "" : `; their keys and values are kept in ${layers}`;
+    const invited = source.goesOn ? " Press “Next token” to see what that saves." : "";
+    return `The prompt’s ${plural(length, "token")} ${length === 1 ? "is" : "are"} computed in one pass${stays}. ` +
+      next + invited;
+  }
   if (!kept) return `Nothing was kept: all ${length} positions are computed again, to add one. ${next}`;
-  if (length === kept) return next;
-  return `Only ${quoted(label)} is computed. In each layer its query reads ${plural(cached.keys, "key")}: ` +
-    `its own, and ${cached.keys - 1} from the cache. ${next}`;
+  return `Only ${named(source, length - 1)} is computed. In each layer its query reads ` +
+    `${plural(cached.keys, "key")}: its own, and ${cached.keys - 1} from the cache. ${next}`;
 }
 
 function judge() { // are both passes' logits the same bits, and if not, where do they part?
@@ -38,21 +40,25 @@ function judge() { // are both passes' logits the same bits, and if not, where d
 }
 
 function parted(frame) {
-  const { frames } = source, at = frames.findIndex((f) => f.equal === false);
-  let where = "";
-  for (let layer = 0; layer < source.config.n_layer && !where; layer++)
-    for (let n = 0; n < frame.length && !where; n++)
-      if (source.wrong(layer, n))
-        where = ` The first wrong key or value is that of ${quoted(source.label(source.tokens[n]))} in layer ${layer} (crossed out).`;
+  const at = source.frames.findIndex((f) => f.equal === false), wrong = firstWrong(frame.length);
+  const where = wrong ? ` The first wrong key or value is that of ${named(source, wrong.n)} in layer ${wrong.layer} ` +
+    "(crossed out)." : "";
   const other = frame.wanted === null || frame.wanted === frame.chosen.token ? ""
     : ` Without a cache the next token would be ${quoted(source.label(frame.wanted))}.`;
-  return `The logits differ, by up to ${Number(frame.maxDifference.toPrecision(2))}; they parted at step ${at + 1}.${where}${other}`;
+  const size = Number(frame.maxDifference.toPrecision(2));
+  return `The logits differ, by up to ${size}; they parted at step ${at + 1}.${where}${other}`;
+}
+
+function firstWrong(length) {
+  for (let layer = 0; layer < source.config.n_layer; layer++)
+    for (let n = 0; n < length; n++) if (source.wrong(layer, n)) return { layer, n };
+  return null;
 }
 
 // --- drawing ---
 
 function show(moving = false) {
-  const frame = source.frames.at(-1), { length } = frame, { config } = source;
+  const frame = source.frames.at(-1), { length } = frame;
   if (follow || view.token >= length) view.token = length - 1;
   view.shared = source.live ? source.shared : 0;
   $("summary").textContent = say();
@@ -63,14 +69,14 @@ function show(moving = false) {
   drawCloser();
   judge();
   drawChart(source, view);
-  for (const [id, off] of [["back", source.frames.length < 2], ["forward", !source.goesOn], ["play", !source.goesOn]])
-    $(id).disabled = off;
+  $("back").disabled = source.frames.length < 2;
+  $("forward").disabled = $("play").disabled = !source.goesOn;
   if (!source.goesOn) pause();
   $("count").textContent = `Step ${source.frames.length}` + (source.live ? "" : ` of ${source.all.length}`) +
     (source.ending ? `. ${source.ending}` : "");
   $("slider").value = source.frames.length - 1;
   $("slider").setAttribute("aria-valuetext", $("count").textContent);
-  history.replaceState(null, "", address());
+  remember();
 }
 
 function drawPicture(moving) {
@@ -85,7 +91,7 @@ function drawAllWork() {
 function drawCloser() {
   drawText(source, view);
   drawReading(source, view);
-  if (source.config.n_layer * source.config.n_head > 80) buildHeads(source, view, (layer, head) => look({ layer, head }));
+  if (source.config.n_layer * source.config.n_head > MANY_HEADS) buildHeads(source, view, look);
   drawHeads(source, view);
   drawStrips(source, view);
   drawStream(source, view);
@@ -96,12 +102,13 @@ function drawCloser() {
 function drawNext(frame) {
   const { chosen } = frame, { top } = chosen;
   const shown = top.some(([id]) => id === chosen.token) ? top : [...top, [chosen.token, chosen.probability]];
-  $("next-note").textContent = source.live ? "The likeliest tokens before temperature. Choose one, and the text goes on from there."
-    : "The likeliest tokens before temperature.";
+  $("next-note").textContent = "The likeliest tokens before temperature." +
+    (source.live ? " Choose one, and the text goes on from there." : "");
   const full = source.live && frame.length >= source.config.n_positions;
   $("likeliest").replaceChildren(...shown.map(([id, p]) => {
     const taken = id === chosen.token, item = element("li");
-    const option = element(source.live ? "button" : "div", "", { class: taken ? "option chosen" : "option", "data-id": id });
+    const marks = { class: taken ? "option chosen" : "option", "data-id": id };
+    const option = element(source.live ? "button" : "div", "", marks);
     const track = element("span", "", { class: "bar" }), filled = element("i");
     filled.style.width = `${100 * p}%`;
     track.append(filled);
@@ -122,8 +129,9 @@ function drawNext(frame) {
     button.onclick = () => { pause(); source.switchTo(n); show(); };
     return button;
   })));
-  $("shared").textContent = view.shared ? `${plural(view.shared, "position")} of this branch ${view.shared === 1 ? "is" : "are"} ` +
-    `another branch’s as well (dotted in the picture): kept once, not computed again.` : "";
+  $("shared").textContent = view.shared ? `${plural(view.shared, "position")} of this branch ` +
+    `${view.shared === 1 ? "is" : "are"} another branch’s as well (dotted in the picture): ` +
+    "kept once, not computed again." : "";
 }
 
 function look(change) { // another token, layer or head to look at
@@ -131,7 +139,7 @@ function look(change) { // another token, layer or head to look at
   follow = view.token === source.frames.at(-1).length - 1;
   drawPicture(false);
   drawCloser();
-  history.replaceState(null, "", address());
+  remember();
 }
 
 // --- going on ---
@@ -159,6 +167,17 @@ function play() {
   timer = setTimeout(beat, 0);
 }
 
+function onward() {
+  pause();
+  forward();
+}
+
+function visitStep(step) { // of a recording
+  pause();
+  source.go(step);
+  show();
+}
+
 function back() {
   pause();
   source.back();
@@ -167,7 +186,8 @@ function back() {
 }
 
 function restart(steps = 1, picks = {}) {
-  const settings = { prompt: $("prompt").value, temperature: Number($("temperature").value), seed: Number($("seed").value),
+  const settings = { prompt: $("prompt").value,
+    temperature: Number($("temperature").value), seed: Number($("seed").value),
     useCache: $("use-cache").checked, bug: $("bug").value };
   const valid = ["temperature", "seed"].every((id) => $(id).value !== "" && $(id).checkValidity());
   const problem = valid ? source.start(settings, steps, picks)
@@ -200,6 +220,12 @@ function address() {
   return `#${parts}`;
 }
 
+function remember() {
+  try {
+    history.replaceState(null, "", address());
+  } catch { /* a frame without an address of its own, or too often for this browser: it can wait */ }
+}
+
 function visit() { // go where the address says; what it does not say is as it was, or as written
   const parts = new URLSearchParams(location.hash.slice(1));
   const whole = (name, most, otherwise = 0) => {
@@ -213,8 +239,9 @@ function visit() { // go where the address says; what it does not say is as it w
   if (source.live) {
     $("prompt").value = parts.get("prompt") ?? content.prompt;
     for (const name of ["temperature", "seed"]) {
-      $(name).value = parts.get(name) ?? content[name];
-      if (!$(name).checkValidity() || $(name).value === "") $(name).value = content[name];
+      const asked = parts.get(name) ?? "";
+      $(name).value = /^\d+(\.\d+)?$/.test(asked) ? asked : content[name];
+      if (!$(name).checkValidity()) $(name).value = content[name];
     }
     $("use-cache").checked = parts.get("cache") !== "off";
     $("bug").value = parts.get("bug") in BUGS ? parts.get("bug") : "";
@@ -256,18 +283,20 @@ function begin() {
   $("about").textContent = `${config.n_layer} layers × ${config.n_head} heads, width ${config.n_embd}, context ` +
     `${number(config.n_positions)} · ${source.about}`;
   $("notes").textContent = (source.live
-    ? "The model runs in this page; nothing is sent anywhere. Every sum is added up in one order whatever else is computed, so a row has the same bits in any pass. "
-    : `Both passes of a step were timed ${plural(content.rounds, "time")} in turns; shown is the median. Attention weights are rounded to thousandths. `) +
+    ? "The model runs in this page; nothing is sent anywhere. Every sum is added up in one order " +
+      "whatever else is computed, so a row has the same bits in any pass. "
+    : `Both passes of a step were timed ${plural(content.rounds, "time")} in turns; shown is the median. ` +
+      "Attention weights are rounded to thousandths. ") +
     "Multiplications are those of matrix products and attention, without masked keys.";
   for (const [id, count] of [["layer", config.n_layer], ["head", config.n_head]]) {
     for (let n = 0; n < count; n++) $(id).append(element("option", n, { value: n }));
     $(id).onchange = () => look({ [id]: Number($(id).value) });
   }
   for (const [value, { name }] of Object.entries(BUGS)) $("bug").append(element("option", name, { value }));
-  buildHeads(source, view, (layer, head) => look({ layer, head }));
+  buildHeads(source, view, look);
   $("back").onclick = back;
   $("play").onclick = play;
-  $("forward").onclick = () => { pause(); forward(); };
+  $("forward").onclick = onward;
   $("link").onclick = copyLink;
   $("begin").onsubmit = (event) => {
     event.preventDefault();
@@ -284,16 +313,25 @@ function begin() {
     if (restart(source.frames.length, source.branch.picks)) show();
   };
   $("slider").max = source.live ? 0 : source.all.length - 1;
-  $("slider").oninput = () => { pause(); source.go(Number($("slider").value)); show(); };
+  $("slider").oninput = () => visitStep(Number($("slider").value));
   for (const id of ["with-grid", "without-grid", "text"]) $(id).addEventListener("click", (event) => {
     const { token, layer } = event.target.dataset;
     if (token === undefined) return;
     look({ token: Number(token), ...(layer === undefined ? {} : { layer: Number(layer) }) });
   });
-  for (const id of ["all-weights", "numbers", "all-steps"]) $(id).ontoggle = () => { drawCloser(); drawChart(source, view); };
+  for (const side of ["with", "without"]) $(`${side}-grid`).addEventListener("pointerover", ({ target }) => {
+    if (target.dataset.told && !target.firstChild) target.append(shape("title", {}, target.dataset.told));
+  }); // a hundred titles at each step would take longer than the step
+  for (const id of ["all-weights", "numbers"]) $(id).ontoggle = drawCloser;
+  $("all-steps").ontoggle = () => drawChart(source, view);
   $("measure").onchange = () => { view.measure = $("measure").value; drawChart(source, view); };
   document.addEventListener("keydown", steer);
-  if (source.live) source.onCheck = () => { judge(); crossOut($("with-grid"), source); drawAllWork(); drawChart(source, view); };
+  source.onCheck = () => {
+    judge();
+    crossOut($("with-grid"), source);
+    drawAllWork();
+    drawChart(source, view);
+  };
   let width = window.innerWidth;
   window.addEventListener("resize", () => { if (width !== (width = window.innerWidth)) show(); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show());
@@ -310,14 +348,14 @@ function steer(event) { // arrow keys: in the text another token, among the head
     look({ token: Math.max(0, Math.min(length - 1, end ?? view.token + by)) });
   } else if (target.classList.contains("thumb") && by) {
     event.preventDefault();
-    const thumbs = [...$("heads").querySelectorAll(".thumb")], across = event.key === "ArrowLeft" || event.key === "ArrowRight";
+    const thumbs = [...$("heads").querySelectorAll(".thumb")], across = /Left|Right/.test(event.key);
     const jump = by * (across ? 1 : source.config.n_head), to = thumbs[thumbs.indexOf(target) + jump];
     if (!to) return;
     look({ layer: Number(to.dataset.layer), head: Number(to.dataset.head) });
     $("heads").querySelector("[aria-checked=true]").focus();
   } else if (!target.closest("select, input, textarea, .scroll, #text")) { // these have arrow keys of their own
-    const go = { ArrowRight: () => { pause(); forward(); }, ArrowLeft: back,
-      ...(source.live ? {} : { Home: () => { source.go(0); show(); }, End: () => { source.go(Infinity); show(); } }) }[event.key];
+    const ends = { Home: () => visitStep(0), End: () => visitStep(Infinity) }; // a live text has no end yet
+    const go = { ArrowRight: onward, ArrowLeft: back, ...(source.live ? {} : ends) }[event.key];
     if (!go) return;
     event.preventDefault();
     go();
