@@ -1,26 +1,22 @@
 """The shape of a model: every number that fixes its mathematics, and GPT-2's published values.
 
 Field names are those of GPT-2's `config.json`, so a checkpoint and the code use one vocabulary.
-Reading and writing the JSON is here too; the tensors are `weights.py`'s business.
+Reading and writing that JSON is here too, and what follows from a shape alone: which tensors a
+model of it has, and whether they fit in memory.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from minigpt.support.checks import is_number
+from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu")
-
-
-def _require_size(name: str, value: object) -> None:
-    # The upper ends are far beyond any GPT-2; they keep a garbled file from asking for the memory.
-    largest = 10_000 if name == "n_layer" else 2**24
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-        raise MinigptError(f"{name} is {value!r}, needed a whole number from 1 to {largest}")
+_OPTIONAL = ("n_kv_head", "n_inner")  # sizes that may be None
 
 
 @dataclass(frozen=True)
@@ -50,11 +46,12 @@ class GPTConfig:
     eos_token_id: int | None = None  # the end-of-text token, where the vocabulary has one
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            _require_size(name, getattr(self, name))
-        for name in ("n_kv_head", "n_inner"):
-            if getattr(self, name) is not None:
-                _require_size(name, getattr(self, name))
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", *_OPTIONAL):
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                # Far beyond any GPT-2: a garbled file shall not ask for all the memory.
+                size = whole(name, value, high=10_000 if name == "n_layer" else 2**24)
+                object.__setattr__(self, name, size)  # which may have been numpy's
         if self.n_embd % self.n_head:
             raise MinigptError(
                 f"n_embd is {self.n_embd} and n_head is {self.n_head}, but every head needs the "
@@ -99,6 +96,38 @@ class GPTConfig:
     def inner(self) -> int:
         """Width of the MLP's hidden layer."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a model, in the order of the forward pass.
+
+        Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
+        """
+        C, inner = self.n_embd, self.inner
+        qkv = C + 2 * self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "wte.weight": (self.vocab_size, C),
+            "wpe.weight": (self.n_positions, C),
+        }
+        for layer in range(self.n_layer):
+            block: dict[str, tuple[int, ...]] = {
+                "ln_1.weight": (C,),
+                "ln_1.bias": (C,),
+                "attn.c_attn.weight": (C, qkv),
+                "attn.c_attn.bias": (qkv,),
+                "attn.c_proj.weight": (C, C),
+                "attn.c_proj.bias": (C,),
+                "ln_2.weight": (C,),
+                "ln_2.bias": (C,),
+                "mlp.c_fc.weight": (C, inner),
+                "mlp.c_fc.bias": (inner,),
+                "mlp.c_proj.weight": (inner, C),
+                "mlp.c_proj.bias": (C,),
+            }
+            shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
+        shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, C)
+        return shapes
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> GPTConfig:
@@ -166,6 +195,31 @@ class GPTConfig:
         return {"model_type": "minigpt", "n_kv_head": self.kv_heads, **config}
 
 
+def refuse_unbuildable(config: object) -> None:
+    """Refuse what is no configuration, or one whose model would not fit in memory.
+
+    The memory is that of torch's default device, and numbers are in its default dtype.
+    """
+    import torch  # here: to show a shape takes no torch, and it takes a second to import
+
+    from minigpt.support.memory import available_memory
+
+    if not isinstance(config, GPTConfig):
+        raise MinigptError(
+            f"config is {config!r}, needed a GPTConfig: a trained model comes from "
+            f"GPT.from_pretrained()"
+        )
+    device = torch.get_default_device()
+    free = available_memory(device)
+    count = sum(map(math.prod, config.tensors().values()))
+    need = count * torch.get_default_dtype().itemsize
+    if free is not None and need > free:
+        raise MinigptError(
+            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
+            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
+        )
+
+
 # Second names under which a configuration may give a size: transformers reads all but `n_ctx`,
 # which GPT-2's own files carry beside `n_positions`. Unread, a size would fall to its default.
 _ALIASES: dict[str, str] = {
@@ -198,7 +252,7 @@ PRESETS: dict[str, GPTConfig] = {
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
     ),
     "toy": GPTConfig(
-        vocab_size=1024, n_positions=256, n_embd=160, n_layer=5, n_head=5, eos_token_id=1023,
+        vocab_size=2048, n_positions=256, n_embd=192, n_layer=5, n_head=6, eos_token_id=2047,
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
     ),
 }  # fmt: skip

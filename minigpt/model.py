@@ -1,9 +1,9 @@
 """GPT-2, read top to bottom: embeddings, blocks of attention and MLP, logits.
 
 Training, uncached and cached decoding all run this one forward. Attention hands its keys and
-values to a cache (`cache.py`) and reads back everything so far; arithmetic on rows (products,
-norms, attention weights) goes through a set of row operations (`numerics.py`), which decides
-whether a row's bits may depend on its neighbours. Loading and saving are in `weights.py`.
+values to a cache (read `cache/plain.py`) and reads back everything so far. Arithmetic on rows goes
+through a set of row operations, which decides whether a row's bits may depend on its neighbours
+(`numerics/base.py`, which begins with attention's formula).
 
 Letters used for shapes here and everywhere:
     B batch, T new tokens, S cached + new tokens, C model width, H query heads,
@@ -12,23 +12,20 @@ Letters used for shapes here and everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.cache.base import CacheSpec, KVCache, LayerCache, NoCache
+from minigpt.cache.base import CacheSpec, KVCache, LayerCache, NoCache, opened
 from minigpt.cache.kinds import make_cache
-from minigpt.checkpoint import weights as checkpoint
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, refuse_unbuildable
 from minigpt.numerics import row_ops
-from minigpt.numerics.base import RowModule, row_modules
+from minigpt.numerics.base import RowModule, set_ops
 from minigpt.numerics.packed import Packed
-from minigpt.support.checks import device_named
 from minigpt.support.errors import MinigptError
+from minigpt.support.tokens import check_tokens, within_context
 
 
 class Linear(RowModule):
@@ -72,7 +69,8 @@ class LayerNorm(RowModule):
 class Attention(RowModule):
     """Causal self-attention (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
 
-    With G < H key/value heads, each serves H / G query heads; the cache shrinks by that factor.
+    `ops.attention` computes softmax(scale · Q Kᵀ) V, which `numerics.base.attend` spells out. With
+    G < H key/value heads, each serves H / G query heads; the cache shrinks by that factor.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -126,11 +124,6 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def embedding(count: int, width: int) -> nn.Embedding:
-    """A table of vectors, not yet drawn: `GPT` draws all weights at once, or loads them."""
-    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
-
-
 class GPT(RowModule):
     """A GPT-2-style language model: (B, T) tokens in, (B, T, V) logits out.
 
@@ -145,20 +138,16 @@ class GPT(RowModule):
 
     def __init__(self, config: GPTConfig, numerics: str | None = None) -> None:
         super().__init__()
-        if not isinstance(config, GPTConfig):
-            raise MinigptError(
-                f"config is {config!r}, needed a GPTConfig: a trained model comes from "
-                f"GPT.from_pretrained()"
-            )
-        checkpoint.refuse_beyond_memory(config)
+        refuse_unbuildable(config)
         self.config = config
-        self.wte = embedding(config.vocab_size, config.n_embd)  # tokens
-        self.wpe = embedding(config.n_positions, config.n_embd)  # positions
+        tokens, positions, C = config.vocab_size, config.n_positions, config.n_embd
+        self.wte = nn.Embedding.from_pretrained(torch.empty(tokens, C), freeze=False)
+        self.wpe = nn.Embedding.from_pretrained(torch.empty(positions, C), freeze=False)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config)
         self.lm_head = Head(config)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.wte.weight  # type: ignore[assignment]
+            self.lm_head.weight = self.wte.weight
         self.numerics = numerics
         if self.wte.weight.device.type != "meta":
             self.init_weights()
@@ -179,64 +168,21 @@ class GPT(RowModule):
         Raises:
             MinigptError: for tokens, lengths or a cache that do not fit this model.
         """
-        with self._reading(tokens, cache):
-            return self.lm_head(self._hidden(tokens, cache))
+        return self._logits(tokens, cache, slice(None))
 
     def next_logits(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Like `forward`, for the last position only: (B, T) -> (B, V), the head computed once."""
-        with self._reading(tokens, cache):
-            return self.lm_head(self._hidden(tokens, cache)[:, -1])
+        return self._logits(tokens, cache, -1)
 
-    def _hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        layer_caches = [NoCache()] * len(self.h) if cache is None else cache.layers
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        if cache is not None:  # rows may be of different lengths
-            positions = torch.tensor(cache.lengths, device=tokens.device)[:, None] + positions
-        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
-        x = F.dropout(x, self.config.embd_pdrop, self.training)
-        for block, layer_cache in zip(self.h, layer_caches, strict=True):
-            x = block(x, layer_cache)
-        return self.ln_f(x)
-
-    @contextmanager
-    def _reading(self, tokens: Tensor, cache: KVCache | None) -> Iterator[None]:
-        """Check the input and claim the positions; the cache moves only if all of it succeeds."""
-        self._check_tokens(tokens)
-        self.ops.check_context(tokens.device)
-        batch_size, count = tokens.shape
-        if cache is None:
-            if count > self.config.n_positions:
-                raise MinigptError(
-                    f"{count} tokens do not fit the context of {self.config.n_positions} "
-                    f"positions: pass at most {self.config.n_positions}"
-                )
-            yield
-        elif not isinstance(cache, KVCache):
-            raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
-        else:
-            with torch.no_grad(), cache.extend(self.cache_spec, batch_size, count, tokens):
-                yield
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-            found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise MinigptError(f"tokens are {found}, needed a (B, T) tensor of int64")
-        if tokens.ndim != 2 or tokens.numel() == 0:
-            raise MinigptError(
-                f"tokens have shape {tuple(tokens.shape)}, needed (B, T) with at least one row and "
-                f"one token"
-            )
-        if tokens.device != self.device:
-            raise MinigptError(
-                f"tokens are on {tokens.device} and the model is on {self.device}: "
-                f"move them with tokens.to(model.device)"
-            )
-        low, high = map(int, tokens.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise MinigptError(
-                f"token {low if low < 0 else high} is outside the vocabulary, "
-                f"needed ids from 0 to {self.config.vocab_size - 1}"
-            )
+    def _logits(self, tokens: Tensor, cache: KVCache | None, wanted: slice | int) -> Tensor:
+        check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
+        self.ops.check_context(self.device)
+        with opened(cache, self.cache_spec, tokens) as (positions, layers):
+            x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+            x = F.dropout(x, self.config.embd_pdrop, self.training)
+            for block, layer in zip(self.h, layers, strict=True):
+                x = block(x, layer)
+            return self.lm_head(self.ln_f(x)[:, wanted])  # (B, T, V), or (B, V)
 
     @property
     def device(self) -> torch.device:
@@ -264,35 +210,26 @@ class GPT(RowModule):
         Args:
             batch_size: B, the rows decoded side by side.
             max_length: positions to make room for; None: the context length.
-            kind: "static" (preallocated), "growing", "paged", or with less memory and other logits
-                "quantized", "window"; see `cache_kinds.py`.
-            settings: of the kind: `page` for paged, `window` and `sinks` for window.
+            kind, settings: "static" (preallocated), "growing", "paged" (has `page`), or with less
+                memory and other logits "quantized", "window" (has `window`, `sinks`).
 
         Raises:
             MinigptError: for a length beyond the context, an unknown kind or setting.
         """
-        limit = self.config.n_positions
-        max_length = limit if max_length is None else max_length
-        if isinstance(max_length, int) and max_length > limit:
-            raise MinigptError(f"max_length is {max_length}, but this model has {limit} positions")
-        cache = make_cache(kind, self.cache_spec, batch_size, max_length, **settings)
+        room = within_context(max_length, self.config.n_positions)
+        cache = make_cache(kind, self.cache_spec, batch_size, room, **settings)
         cache.model = self
         return cache
 
     @property
     def numerics(self) -> str:
-        """Which row operations the layers use, "fast" or "exact"; see `numerics.py`, `exact.py`.
-
-        Settable at any time; None returns to the default: exact in evaluation, fast in training.
-        """
+        """The set of row operations, "fast" or "exact". May be set; None returns to the default."""
         return self.ops.name
 
     @numerics.setter
     def numerics(self, name: str | None) -> None:
         self._chosen = name
-        ops = row_ops(name or ("fast" if self.training else "exact"))
-        for _, module in row_modules(self):
-            module.ops = ops
+        set_ops(self, row_ops(name or ("fast" if self.training else "exact")))
 
     def train(self, mode: bool = True) -> GPT:
         """Training mode, or evaluation mode; the default numerics follow."""
@@ -303,8 +240,8 @@ class GPT(RowModule):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """GPT-2's initialisation: normal(0, 0.02), the layers that write to the residual stream
-        smaller by sqrt(2 x layers), so that its variance does not grow with depth; biases 0."""
+        """GPT-2's: normal(0, 0.02), biases 0; and smaller by sqrt(2 x layers) where a layer writes
+        to the residual stream, so that its variance does not grow with depth."""
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -323,54 +260,22 @@ class GPT(RowModule):
     ) -> GPT:
         """A trained model, in evaluation mode, from a directory or a hub name such as "gpt2".
 
-        Weights are memory-mapped: on the CPU, in the file's dtype, nothing is copied.
-
-        Args:
-            source: a directory with `config.json` and safetensors, or a name on the hub.
-            dtype: float32, float16 or bfloat16; None: what the file has.
-            device: where the weights go: "cpu", "cuda", ...
-            numerics: "exact" or "fast"; None: exact in evaluation mode, fast in training.
-            weights: "int8" for a quarter of the bytes and other logits, see `int8.py`; None: as
-                they are.
-
-        Raises:
-            MinigptError: when the checkpoint is missing, damaged or not a GPT-2, or there is no
-                such device.
+        Arguments and errors are those of `load` in `checkpoint/pretrained.py`.
         """
-        from minigpt.checkpoint import hub
-        from minigpt.numerics import int8
+        from minigpt.checkpoint import pretrained  # here: it needs this module
 
-        row_ops(numerics or "exact")  # refuse a wrong name before reading anything
-        if weights not in (None, "int8"):
-            raise MinigptError(
-                f"weights is {weights!r}, needed 'int8', or None for those there are"
-            )
-        device = device_named(device)
-        config, tensors = checkpoint.load(hub.resolve(source), dtype)
-        with torch.device("meta"):
-            model = cls(config, numerics)
-        model.load_state_dict(
-            {name: tensor.to(device) for name, tensor in tensors.items()},
-            assign=True, strict=False,
-        )  # fmt: skip
-        if config.tie_word_embeddings:
-            model.lm_head.weight = model.wte.weight  # type: ignore[assignment]
-        if weights == "int8":
-            int8.quantize(model)
-        return model.eval()
+        return pretrained.load(source, dtype, device, numerics, weights)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which transformers loads as they are.
+        """Write a checkpoint that `from_pretrained` and transformers load as it is."""
+        from minigpt.checkpoint import pretrained  # here: it needs this module
 
-        Raises:
-            MinigptError: when the directory cannot be written; an old checkpoint there survives.
-        """
-        tensors = dict(self.state_dict())
-        if "h.0.attn.c_attn.weight" not in tensors:
-            raise MinigptError(
-                "this model has int8 weights, which GPT-2's file format does not know: save the "
-                "model that they were made from"
-            )
-        if self.config.tie_word_embeddings:
-            del tensors["lm_head.weight"]
-        checkpoint.save(directory, self.config, tensors)
+        pretrained.save(self, directory)
+
+
+def require_model(model: object) -> None:
+    """Refuse anything but a model, such as the name of one."""
+    if not isinstance(model, GPT):
+        raise MinigptError(
+            f"the model is {model!r}, needed a minigpt.GPT: load one with GPT.from_pretrained()"
+        )

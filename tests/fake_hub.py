@@ -137,7 +137,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> dict[str, bytes]:
     """The files of a small model, as a repository on the hub has them."""
-    tensors = {name: torch.randn(shape) for name, shape in weights.expected_shapes(CONFIG).items()}
+    tensors = {name: torch.randn(shape) for name, shape in CONFIG.tensors().items()}
     weights.save(tmp_path / "made", CONFIG, tensors)
     files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
     return {

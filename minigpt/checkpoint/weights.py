@@ -1,5 +1,6 @@
-"""Checkpoints on disk: one directory, `config.json` beside `model.safetensors`, read and written.
+"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
 
+A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
 Nothing in such a file can run; pickles can, and are refused. Where a directory comes from is
 `hub.py`'s business, what the tensors mean is `model.py`'s.
@@ -7,9 +8,7 @@ Nothing in such a file can run; pickles can, and are refused. Where a directory 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -25,15 +24,15 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.support.checks import path_of, plain_file
-from minigpt.support.errors import MinigptError
-from minigpt.support.files import aside, flush, locked, move
-from minigpt.support.memory import available_memory
+from minigpt.support.errors import MinigptError, reason
+from minigpt.support.files import aside, flush, locked, move, read_json, sha256
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
 CONFIG = "config.json"
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WIDEST = str(torch.float32)  # holds every number of the others
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
@@ -44,52 +43,6 @@ _UNFINISHED = (
 )
 
 
-def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, in the order of the forward pass.
-
-    Matrices are (in, out), as GPT-2 stores them. `lm_head.weight` is there only when untied.
-    """
-    C, inner = config.n_embd, config.inner
-    qkv = C + 2 * config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.n_positions, C),
-    }
-    for layer in range(config.n_layer):
-        block: dict[str, tuple[int, ...]] = {
-            "ln_1.weight": (C,),
-            "ln_1.bias": (C,),
-            "attn.c_attn.weight": (C, qkv),
-            "attn.c_attn.bias": (qkv,),
-            "attn.c_proj.weight": (C, C),
-            "attn.c_proj.bias": (C,),
-            "ln_2.weight": (C,),
-            "ln_2.bias": (C,),
-            "mlp.c_fc.weight": (C, inner),
-            "mlp.c_fc.bias": (inner,),
-            "mlp.c_proj.weight": (inner, C),
-            "mlp.c_proj.bias": (C,),
-        }
-        shapes.update({f"h.{layer}.{name}": shape for name, shape in block.items()})
-    shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, C)
-    return shapes
-
-
-def refuse_beyond_memory(config: GPTConfig) -> None:
-    """Refuse a new model, in torch's default dtype and device, that would not fit there."""
-    device = torch.get_default_device()
-    free = available_memory(device)
-    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
-    need = count * torch.get_default_dtype().itemsize
-    if free is not None and need > free:
-        raise MinigptError(
-            f"a model of {count:,} parameters needs {need:,} bytes, and {device} has {free:,} "
-            f"free: make n_embd, n_layer, vocab_size or n_positions smaller"
-        )
-
-
 def load(
     source: str | Path, dtype: torch.dtype | None = None
 ) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -97,15 +50,17 @@ def load(
 
     In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
     this process, so writing to them never reaches the disk. Another dtype is converted piece by
-    piece and costs the result and little more. `model.safetensors` wins over an index of shards.
+    piece and costs the result and little more. A file may hold fewer bits than its model computes
+    with: where `config.json` names float32, narrower numbers are widened, which changes none. `model.safetensors` wins over an index of shards.
     A `save` that ends meanwhile waits, so that all is of one checkpoint.
 
     Args:
         source: the directory.
-        dtype: float32, float16 or bfloat16; None: what the file has.
+        dtype: float32, float16 or bfloat16; None: float32 where `config.json` names it, else what
+            the file has.
 
     Returns:
-        The configuration, and the tensors of `expected_shapes` under those names, which the files
+        The configuration, and the tensors of `config.tensors()` under those names, which the files
         may prefix with `transformer.`. A tied head is not among them.
 
     Raises:
@@ -116,63 +71,41 @@ def load(
     if dtype not in (None, *_DTYPES.values()):
         raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
     with locked(source, shared=True):
-        return _load(source, dtype)
+        stored = _read_headers(source)
+        config, named = _read_config(source)
+        if dtype is None and named is torch.float32:
+            dtype = named
+        _refuse_misfits(source, stored, config, dtype)
+        return config, _read_tensors({name: stored[name] for name in config.tensors()}, dtype)
 
 
-def _load(source: Path, dtype: torch.dtype | None) -> tuple[GPTConfig, dict[str, Tensor]]:
-    stored = _read_headers(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
-
-    expected = expected_shapes(config)
-    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
-    _check_shapes(
-        f"the tensors in {source} do not fit its {CONFIG}",
-        {name: tensor.shape for name, tensor in stored.items()}, expected, tied_head,
-        "take both from the same checkpoint",
-    )  # fmt: skip
-    found = {tensor.dtype for tensor in stored.values()}
-    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
-        raise MinigptError(
-            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
-            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
-        )
-    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
-    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
-        raise MinigptError(
-            f"the output head (lm_head.weight) in {source} differs from the token embedding "
-            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
-        )
-    return config, _read_tensors({name: stored[name] for name in expected}, dtype)
-
-
-def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
-    """What a checkpoint is, without reading its weights: the configuration, and their dtype.
+def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype, torch.dtype]:
+    """What a checkpoint is, without reading its weights.
 
     `config.json` alone will do; the dtype is then the one it names, or float32.
+
+    Returns:
+        The configuration, the dtype that `load` gives the weights, and the one they are stored in.
 
     Raises:
         MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
     """
     source = Path(source)
-    settings = _read_config(source)
-    try:
-        config = GPTConfig.from_dict(settings)
-    except MinigptError as error:
-        raise MinigptError(f"in {source}, {error}") from error
+    config, named = _read_config(source)
+    stored = named or torch.float32
     if (source / WEIGHTS).exists() or (source / INDEX).exists():
         found = {tensor.dtype for tensor in _read_headers(source).values()}
         if len(found) == 1 and found <= _DTYPES.keys():
-            return config, _DTYPES[found.pop()]
-    named = settings.get("dtype") or settings.get("torch_dtype")
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-    return config, dtypes.get(str(named), torch.float32)
+            stored = _DTYPES[found.pop()]
+    return config, torch.float32 if named is torch.float32 else stored, stored
 
 
-def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
+def save(
+    directory: str | Path,
+    config: GPTConfig,
+    tensors: Mapping[str, Tensor],
+    stored: torch.dtype | None = None,
+) -> None:
     """Write a checkpoint that `load` and transformers read as it is, in place of one already there.
 
     A crash at any moment leaves the old checkpoint or the new one, whole. Both files are written
@@ -187,26 +120,34 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
 
     Args:
         directory: created when missing.
-        config: the configuration, whose `expected_shapes` the tensors must have.
+        config: the configuration, whose `config.tensors()` the tensors must have.
         tensors: bare names, all of one dtype: float32, float16 or bfloat16; on any device.
+        stored: bfloat16 or float16 rounds tensors of float32 in the file, for half the bytes;
+            `config.json` goes on to name float32, to which they are widened again. None: as they
+            are.
 
     Raises:
         MinigptError: for tensors that do not fit, or when the disk is full or read-only.
     """
     directory = path_of(directory)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_shapes("the tensors do not fit the configuration", shapes, expected_shapes(config))
+    _check_shapes("the tensors do not fit the configuration", shapes, config.tensors())
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(dtypes) > 1 or dtypes[0] not in map(str, _DTYPES.values()):
         raise MinigptError(
             f"the tensors to save are {', '.join(dtypes)}, needed all of them in one of "
             f"{', '.join(map(str, _DTYPES.values()))}: convert the model with model.to(dtype)"
         )
+    if stored and (stored not in _DTYPES.values() or dtypes[0] not in (str(stored), _WIDEST)):
+        raise MinigptError(
+            f"the tensors are {dtypes[0]} and cannot be stored as {stored}, needed the same dtype, "
+            f"or tensors of {_WIDEST} and one of {', '.join(map(str, _DTYPES.values()))}"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with aside(directory) as staging:
             content = _config_json(config, dtypes[0])
-            _write_new(staging, content, tensors)
+            _write_new(staging, content, tensors, stored)
             with locked(directory):
                 _swap(directory, staging, content)
     except (OSError, SafetensorError) as error:
@@ -276,7 +217,7 @@ def _nothing_to_load(directory: Path) -> MinigptError:
 
 def _read_index(directory: Path) -> list[Path]:
     """The shards that the index names, each a plain file of this directory."""
-    index = _read_json(directory / INDEX)
+    index = _json(directory / INDEX)
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not listed:
         raise MinigptError(
@@ -304,32 +245,60 @@ def _is_inside(directory: Path, name: str) -> bool:
     return any(target.is_relative_to(allowed) for allowed in homes)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype | None]:
+    """What `config.json` says: the configuration, and the dtype that it names, if it does."""
+    settings = _settings(directory)
+    try:
+        config = GPTConfig.from_dict(settings)
+    except MinigptError as error:
+        raise MinigptError(f"in {directory}, {error}") from error
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    return config, dtypes.get(str(named))
+
+
+def _settings(directory: Path) -> dict[str, Any]:
     """The content of `config.json`; in an interrupted save, the version the weights belong to."""
     path = directory / CONFIG
-    config = _read_json(path)
-    if isinstance(config, list):  # see `save`
-        before, after, new_weights = (*config, None, None, None)[:3]
+    settings = _json(path)
+    if isinstance(settings, list):  # see `save`
+        before, after, new_weights = (*settings, None, None, None)[:3]
         swapped = (directory / WEIGHTS).exists() and sha256(directory / WEIGHTS) == new_weights
-        config = after if swapped else before
-    if not isinstance(config, dict):
+        settings = after if swapped else before
+    if not isinstance(settings, dict):
         raise MinigptError(f"{path} is no JSON object, needed GPT-2's configuration: copy it again")
-    return config
+    return settings
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        plain_file(path, _LARGEST_JSON)
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text.removeprefix(_UNFINISHED))
-    except FileNotFoundError as error:
+def _json(path: Path) -> Any:
+    return read_json(path, _LARGEST_JSON, "copy it from where the weights came from", _UNFINISHED)
+
+
+def _refuse_misfits(
+    source: Path, stored: Mapping[str, _Stored], config: GPTConfig, dtype: torch.dtype | None
+) -> None:
+    """Refuse tensors that are not those of the configuration, or not of one dtype."""
+    expected = config.tensors()
+    tied_head = {"lm_head.weight": expected["wte.weight"]} if config.tie_word_embeddings else {}
+    _check_shapes(
+        f"the tensors in {source} do not fit its {CONFIG}",
+        {name: tensor.shape for name, tensor in stored.items()},
+        expected,
+        tied_head,
+        "take both from the same checkpoint",
+    )
+    found = {tensor.dtype for tensor in stored.values()}
+    if not found <= _DTYPES.keys() or (dtype is None and len(found) > 1):
         raise MinigptError(
-            f"{path} does not exist, needed beside the weights: copy it from where they came from"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+            f"the tensors in {source} are {', '.join(sorted(found))}, needed the same one of "
+            f"{', '.join(_DTYPES)} for all: convert them, or pass dtype= for a mixture of these"
+        )
+    pair = {name: stored[name] for name in ("wte.weight", *tied_head) if name in stored}
+    if len(pair) == 2 and not _same_bits(*_read_tensors(pair, None).values()):
         raise MinigptError(
-            f"{path} is not valid JSON ({reason(error)}): correct it or copy it again"
-        ) from error
+            f"the output head (lm_head.weight) in {source} differs from the token embedding "
+            f"(wte.weight), but {CONFIG} ties them: set tie_word_embeddings to false there"
+        )
 
 
 @contextmanager
@@ -399,13 +368,18 @@ def _config_json(config: GPTConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _write_new(staging: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _write_new(
+    staging: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    stored: torch.dtype | None,
+) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     _write(new_config, json.dumps(config, indent=2) + "\n")
     named = {}
     for name, tensor in tensors.items():
         prefix = "" if name == "lm_head.weight" else "transformer."
-        named[prefix + name] = tensor.detach().cpu().contiguous()
+        named[prefix + name] = tensor.detach().cpu().to(stored or tensor.dtype).contiguous()
     save_file(named, new_weights, metadata={"format": "pt"})  # transformers insists on the format
     new_weights.chmod(new_config.stat().st_mode)  # safetensors lets the owner alone read it
     flush(new_weights)
@@ -416,7 +390,7 @@ def _swap(directory: Path, staging: Path, config: dict[str, Any]) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     before, old_config, both_configs = None, staging / "old", staging / "both"
     with suppress(MinigptError):  # none, or not one that could be loaded
-        before = _read_config(directory)
+        before = _settings(directory)
     try:
         if before not in (None, config):
             shutil.copyfile(directory / CONFIG, old_config)
@@ -448,15 +422,6 @@ def _write(path: Path, text: str) -> None:
 # --- Shared ----------------------------------------------------------------------------------
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read a megabyte at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check_shapes(
     complaint: str,
     found: Mapping[str, tuple[int, ...]],
@@ -484,7 +449,3 @@ def _some(names: Iterable[str], limit: int = 6) -> str:
     names = list(names)
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

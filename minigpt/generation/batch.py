@@ -16,9 +16,9 @@ import torch
 from minigpt.cache.base import KVCache
 from minigpt.generation.decoding import Generation, Row, sampler_settings
 from minigpt.generation.sampling import Sampler
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
-from minigpt.support.checks import is_model, listed
+from minigpt.support.checks import listed
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -63,7 +63,7 @@ def generate_batch(
     """
     if type(n) is not int or n < 1:
         raise MinigptError(f"n is {n!r}, needed a whole number of at least 1")
-    is_model(model)
+    require_model(model)
     prompts = listed(prompts)
     if not prompts:
         raise MinigptError("no prompts were given, needed at least one")

@@ -14,8 +14,8 @@ import torch
 
 from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler
-from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_number
+from minigpt.model import GPT, require_model
+from minigpt.support.checks import is_number
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -57,7 +57,7 @@ def beam_search(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    is_model(model)
+    require_model(model)
     if type(beams) is not int or not 1 <= beams <= model.config.vocab_size:
         raise MinigptError(
             f"beams is {beams!r}, needed a whole number from 1 to the vocabulary's "

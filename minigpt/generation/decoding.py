@@ -18,9 +18,9 @@ from torch import Tensor
 from minigpt.cache.base import KVCache
 from minigpt.generation.drafts import Drafter, drafter_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
-from minigpt.support.checks import is_model, is_whole, listed
+from minigpt.support.checks import is_whole, listed
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -166,7 +166,7 @@ class Row:
         policy: str = "stop",
         top_log_probabilities: int | None = None,
     ) -> None:
-        is_model(model)
+        require_model(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         if type(max_new_tokens) is not int or max_new_tokens < 0:

@@ -107,6 +107,12 @@ def row_modules(model: nn.Module) -> Iterator[tuple[str, RowModule]]:
             yield name, module
 
 
+def set_ops(model: nn.Module, ops: RowOps) -> None:
+    """Let every part of a model use these."""
+    for _, module in row_modules(model):
+        module.ops = ops
+
+
 # --- pieces that both sets use --------------------------------------------------------------------
 
 

@@ -35,10 +35,10 @@ class FastOps(RowOps):
         mask = None
         if not even or (start > 0 and T > 1):  # one mask for all rows, or one for each
             mask = visible(starts[:1] if even else starts, T, start + T, q.device)
+        causal, grouped = mask is None and T > 1, q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=mask is None and T > 1, scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+            q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
+        )
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATION[name](x)

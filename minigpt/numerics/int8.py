@@ -38,10 +38,10 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("scale", _step(weight.detach().float(), 0)[0])  # (out,)
+        self.register_buffer("scale", _unit(weight.detach().float(), 0)[0])  # (out,)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
-        whole = (weight.detach() / self.scale).round().to(torch.int8)  # (in, out)
-        self.levels, self.product = _product(whole, self.scale)
+        rounded = (weight.detach() / self.scale).round().to(torch.int8)  # (in, out)
+        self.levels, self.product = _product(rounded, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of x."""
@@ -51,8 +51,8 @@ class Int8Linear(nn.Module):
                 "inference in torch.no_grad()"
             )
         rows = x.reshape(-1, x.shape[-1]).float()
-        step = _step(rows, 1, self.levels)  # (M, 1)
-        y = self.product((rows / step).round_()).mul_(step)
+        unit = _unit(rows, 1, self.levels)  # (M, 1)
+        y = self.product((rows / unit).round_()).mul_(unit)
         if self.bias is not None:
             y.add_(self.bias)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
@@ -61,25 +61,7 @@ class Int8Linear(nn.Module):
         return self  # it never changes
 
 
-def quantize(model: nn.Module) -> None:
-    """Put 8-bit weights in place of every linear layer's and the head's; embeddings stay.
-
-    In float32 124M parameters take 498 MB, of which each token reads all but the positions;
-    afterwards 124 MB, and of the token embeddings, which stay where they are, a row. What stays
-    records no gradients either.
-    """
-    from minigpt.model import Head, Linear
-
-    model.requires_grad_(False)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Linear):
-                setattr(module, name, Int8Linear(child.weight, child.bias))
-            elif isinstance(child, Head):
-                setattr(module, name, Int8Linear(child.weight.T, None))
-
-
-def _step(x: Tensor, dim: int, levels: int = LEVELS) -> Tensor:
+def _unit(x: Tensor, dim: int, levels: int = LEVELS) -> Tensor:
     """What 1 stands for when the largest number along `dim` becomes `levels`; never 0."""
     largest = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)
     return largest.mul_(1 / levels).clamp_min_(torch.finfo(x.dtype).tiny)
@@ -122,8 +104,8 @@ def _fbgemm(weight: Tensor, scale: Tensor) -> IntegerProduct:
             packed = torch.ops.quantized.linear_prepack(quantized, None)
     finally:
         torch.backends.quantized.engine = before
-    run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    return lambda rows: run(rows, 1.0, 128, packed)
+    kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda rows: kernel(rows, 1.0, 128, packed)
 
 
 @lru_cache

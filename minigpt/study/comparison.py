@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minigpt.cache.kinds import KINDS, make_cache
 from minigpt.generation.decoding import IDS
-from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_whole, listed
+from minigpt.model import GPT, require_model
+from minigpt.support.checks import is_whole, listed
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -119,7 +119,7 @@ def compare_caches(
     Raises:
         MinigptError: for a text too short or too long, or an unknown kind or setting.
     """
-    is_model(model)
+    require_model(model)
     ids = listed(ids, "the text", IDS)
     T, limit = len(ids), model.config.n_positions
     if not 3 <= T <= limit:

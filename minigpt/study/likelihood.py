@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.model import GPT
-from minigpt.support.checks import is_model, is_number
+from minigpt.model import GPT, require_model
+from minigpt.support.checks import is_number
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -83,7 +83,7 @@ def score(
         MinigptError: for arguments out of range, before any work is done; and for a model that
             gives NaN.
     """
-    is_model(model)
+    require_model(model)
     context = model.config.n_positions
     stride = max(1, context // 2) if stride is None else stride
     if type(stride) is not int or not 1 <= stride < context:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from minigpt.checkpoint.weights import expected_shapes
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.support.checks import is_model, whole
@@ -88,8 +87,8 @@ def write_live(
 ) -> None:
     """Write a page in which the model runs: prompt, temperature and seed can be changed there.
 
-    The weights travel as 16-bit numbers: bfloat16 as they are, others rounded to float16; the page
-    computes with them in float32.
+    The weights travel as 16-bit numbers: bfloat16 where that is what they are, else rounded to
+    float16; the page computes with them in float32.
 
     Args:
         prompt, temperature, seed: what the page begins with; its draws are its own, so a seed
@@ -131,8 +130,9 @@ def live_content(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the page must know of a model beside its weights: the shape, the order of the tensors,
     the vocabulary with its merges."""
     dtype = sixteen_bits(model)
-    rounded = "" if model.dtype == dtype else f", rounded from {_name(model.dtype)}"
-    shapes = expected_shapes(model.config)
+    kept = model.dtype == dtype or dtype == torch.bfloat16
+    rounded = "" if kept else f", rounded from {_name(model.dtype)}"
+    shapes = model.config.tensors()
     return {
         "config": asdict(model.config),
         "dtype": _name(dtype),
@@ -143,8 +143,10 @@ def live_content(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def sixteen_bits(model: GPT) -> torch.dtype:
-    """The dtype in which weights travel: bfloat16 where they are, else float16, the finer one."""
-    return torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
+    """The dtype in which a model's weights travel: bfloat16 where nothing is lost by it, as for
+    weights that were stored so and widened; else float16, which is the finer one."""
+    lossless = all(torch.equal(w, w.bfloat16().to(w.dtype)) for w in model.state_dict().values())
+    return torch.bfloat16 if lossless else torch.float16
 
 
 def packed_weights(model: GPT, dtype: str) -> str:
@@ -154,7 +156,7 @@ def packed_weights(model: GPT, dtype: str) -> str:
         MinigptError: for weights beyond float16, or a model whose weights were turned into int8.
     """
     tensors = model.state_dict()
-    names = list(expected_shapes(model.config))
+    names = list(model.config.tensors())
     if not set(names) <= tensors.keys():
         raise MinigptError(
             "a live page needs weights of 16 or 32 bits: load the model without weights='int8'"

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import LOSSLESS
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.numerics.base import KEY_BLOCK
 from minigpt.study.diagnosis import Diagnosis, diagnose
-from minigpt.support.checks import is_model
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -151,7 +150,7 @@ def verify(
     Raises:
         MinigptError: when the tokens do not fit the model.
     """
-    is_model(model)
+    require_model(model)
     if type(seed) is not int:
         raise MinigptError(f"seed is {seed!r}, needed a whole number")
     rng = random.Random(seed)

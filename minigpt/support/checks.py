@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from minigpt.model import GPT
-
 
 def listed(values: Iterable[Any] | Tensor, name: str = "", needed: str = "a list") -> list[Any]:
     """A list of what is in a list, a range, a tensor or an array.
@@ -83,16 +81,6 @@ def path_of(place: str | Path) -> Path:
         return Path(place)
     except (TypeError, ValueError):  # ValueError: also of a lone surrogate
         raise MinigptError(f"the path is {place!r}, needed a str or a Path") from None
-
-
-def is_model(model: GPT) -> None:
-    """Refuse anything but a model, such as the name of one."""
-    from minigpt.model import GPT  # here: the model's own modules use these checks
-
-    if not isinstance(model, GPT):
-        raise MinigptError(
-            f"the model is {model!r}, needed a minigpt.GPT: load one with GPT.from_pretrained()"
-        )
 
 
 def device_named(name: str | torch.device) -> torch.device:

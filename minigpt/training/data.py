@@ -12,13 +12,16 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +36,14 @@ from minigpt.training.stories import stories
 PIECE = 2**20  # bytes of a file in memory at a time
 BPE_SAMPLE = 2**26  # characters that byte pairs are learned from: the first so many
 STORIES_SEED = 1
+STORIES_AT_ONCE = 2_000  # in one share of the work
+FEW_SHARES = 10  # up to which one process writes them all
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
 _SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
 FORMAT = 1  # of the cached files; a new number makes old ones be tokenized again
 
 Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
+T = TypeVar("T")
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
@@ -149,7 +155,8 @@ def documents(source: str | Path, piece: int = PIECE) -> Documents:
     """
     count = _story_count(source)
     if count is not None:
-        yield from (iter([story]) for story in stories(STORIES_SEED, count))
+        shares = _by_shares(list, count)
+        yield from (iter([story]) for story in chain.from_iterable(shares))
         return
     for path in _files(Path(source)):
         if path.suffix == ".jsonl":
@@ -182,6 +189,7 @@ def windows(
     step: int,
     rows: Sequence[int],
     end_of_text: int | None = None,
+    starts: npt.NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Random windows of a text: what the model reads, and the tokens that follow.
 
@@ -196,6 +204,7 @@ def windows(
         end_of_text: the token between documents. With it a row keeps to one document: a window
             that began less than `width` tokens into one begins at its start instead, and targets
             of the documents after it are `IGNORED`. Without it a window is whatever comes.
+        starts: where a window may begin, (M,), each before the last `width` tokens; None: anywhere.
 
     Returns:
         inputs and targets, (R, T) int64 each.
@@ -208,7 +217,9 @@ def windows(
             f"the text has {len(tokens)} tokens, needed more than one window of {width}: give "
             f"more text, or make the window shorter"
         )
-    starts = (draws(seed, step, rows) % np.uint64(len(tokens) - width)).astype(np.int64)
+    places = len(tokens) - width if starts is None else len(starts)
+    drawn = (draws(seed, step, rows) % np.uint64(places)).astype(np.int64)
+    starts = drawn if starts is None else starts[drawn]
     if end_of_text is not None:
         back = np.maximum(starts[:, None] - np.arange(width), 0)  # (R, T), from the start backwards
         is_end = tokens[back] == end_of_text
@@ -230,6 +241,33 @@ def _story_count(source: str | Path) -> int | None:
     if not match or Path(source).exists():
         return None
     return int(match[1] or 40_000)
+
+
+def _by_shares(work: Callable[[Sequence[str]], T], count: int) -> Iterator[T]:
+    """What `work` makes of the first stories, a share at a time, in order.
+
+    Where they are many, each core writes shares of its own: text of that kind takes longer to
+    write than to learn from.
+    """
+    firsts = range(0, count, STORIES_AT_ONCE)
+    share = partial(_share, work, count)
+    if len(firsts) < FEW_SHARES:
+        yield from map(share, firsts)
+        return
+    with multiprocessing.Pool() as processes:
+        yield from processes.imap(share, firsts)
+
+
+def _share(work: Callable[[Sequence[str]], T], count: int, first: int) -> T:
+    return work(list(stories(STORIES_SEED, min(STORIES_AT_ONCE, count - first), first)))
+
+
+def _lengths(texts: Sequence[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    return [(text, tokenizer.encode(text)) for text in texts]
 
 
 def _files(source: Path) -> list[Path]:
@@ -350,9 +388,15 @@ def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     """Characters of all documents, and after how many of them the held-out part begins."""
     starts = array("Q")  # of each document
     total = 0
-    for document in documents(source):
+    count = _story_count(source)
+    lengths = (
+        (sum(map(len, document)) for document in documents(source))
+        if count is None
+        else chain.from_iterable(_by_shares(_lengths, count))
+    )
+    for length in lengths:
         begin = total
-        total += sum(map(len, document))
+        total += length
         if total > begin:
             starts.append(begin)
     if total == 0:
@@ -381,6 +425,25 @@ def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
                 yield True, None
 
 
+def _split_and_encoded(
+    source: str | Path, cut: int, tokenizer: Tokenizer, separator: list[int]
+) -> Iterator[tuple[bool, str | None, list[int]]]:
+    """As `_split`, each with its tokens."""
+    count = _story_count(source)
+    if count is None:
+        for is_held_out, text in _split(source, cut):
+            yield is_held_out, text, separator if text is None else tokenizer.encode(text)
+        return
+    done = 0  # characters
+    yield False, None, separator
+    for text, ids in chain.from_iterable(_by_shares(partial(_encoded, tokenizer), count)):
+        yield done >= cut, text, ids
+        done += len(text)
+        yield done > cut, None, separator
+        if done == cut:
+            yield True, None, separator
+
+
 def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_out: float) -> None:
     """Write both parts' tokens, the tokenizer and `corpus.json`."""
     from tqdm import tqdm
@@ -396,8 +459,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
         open(directory / "held_out.bin", "wb") as rest,
         tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, leave=False) as bar,
     ):
-        for is_held_out, text in _split(source, cut):
-            ids = separator if text is None else tokenizer.encode(text)
+        for is_held_out, text, ids in _split_and_encoded(source, cut, tokenizer, separator):
             (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
             held_out_bytes += len(text.encode()) if text and is_held_out else 0
             bar.update(len(text or ""))

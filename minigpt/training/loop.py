@@ -25,6 +25,7 @@ from tqdm import tqdm
 from minigpt.checkpoint import weights
 from minigpt.generation.decoding import generate
 from minigpt.model import GPT
+from minigpt.numerics.base import set_ops
 from minigpt.numerics.training import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
@@ -192,8 +193,7 @@ class Run:
             self._check_restored(found, {**stored, **in_model}, moments)
             model.load_state_dict({**stored, **in_model}, strict=False)
         model.train().numerics = "fast"
-        for module in model.modules():
-            module.ops = TrainingOps()  # type: ignore[assignment]
+        set_ops(model, TrainingOps())
         if config.precision == "float16" and config.shard:
             raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.network = processes.wrap(model, config.shard)
@@ -293,7 +293,8 @@ class Run:
         plain = lora.merged(tensors, self.config.lora_scale)
         try:
             self.source.tokenizer.save_pretrained(self.directory)
-            weights.save(self.directory, self.model.config, plain)
+            stored = getattr(torch, self.config.stored)
+            weights.save(self.directory, self.model.config, plain, stored)
             write_text(self.directory / "train.toml", self.config.to_toml())
         except OSError as error:
             raise MinigptError(

@@ -21,6 +21,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.training.tasks import TASKS, Task
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+STORED = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -34,7 +35,7 @@ def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every number of a training run. The defaults are the bundled toy model's recipe.
+    """Every number of a training run. The defaults are for a laptop: little stories, half an hour.
 
     Raises:
         MinigptError: when a value is of the wrong type or out of range.
@@ -46,6 +47,7 @@ class TrainConfig:
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")
     held_out: float = setting(0.025, "part of the data that is never trained on")
     documents: bool = setting(False, "keep each window to one document")
+    openings: bool = setting(False, "begin each window where a document begins")
     # The model: shaped here, or continued from a checkpoint
     start: str = setting("", "checkpoint to start from: a directory, or a name such as gpt2")
     n_layer: int = setting(5, "blocks of attention and MLP")
@@ -86,6 +88,7 @@ class TrainConfig:
     sample_tokens: int = setting(60, "tokens in each of them", (), True)
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
+    stored: str = setting("float32", "dtype of the best model's file", STORED)
     tensorboard: bool = setting(False, "write curves for TensorBoard as well", (), True)
 
     def __post_init__(self) -> None:
@@ -228,8 +231,15 @@ def _for_task(task: Task) -> TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    # The bundled model, weights/toy.
-    "toy": TrainConfig(),
+    # The bundled model, weights/toy: minutes on a GPU, days on a CPU.
+    "toy": TrainConfig(
+        data="stories:600000", tokenizer="bpe:2048", openings=True, n_layer=5, n_head=6, n_embd=192,
+        steps=8_000, batch_size=512, learning_rate=3e-3, warmup=300, final_rate=0.0, device="cuda",
+        precision="bfloat16", compile=True, evaluate_every=500, save_every=1_000,
+        stored="bfloat16",
+    ),
+    # A smaller one of its kind, for a laptop: the defaults.
+    "stories": TrainConfig(),
     # nanoGPT's two settings for one text at the level of characters: a laptop's and a GPU's.
     "laptop": TrainConfig(
         tokenizer="char", held_out=0.1, n_layer=4, n_head=4, n_embd=128, n_positions=64,

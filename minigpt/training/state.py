@@ -25,7 +25,7 @@ from torch import Tensor
 from minigpt.checkpoint import weights
 from minigpt.config import GPTConfig
 from minigpt.support.checks import is_number, is_whole, plain_file
-from minigpt.support.errors import MinigptError
+from minigpt.support.errors import MinigptError, reason
 from minigpt.support.files import STAGING, flush, move
 from minigpt.training.recipes import TrainConfig, configure, differences
 
@@ -101,7 +101,7 @@ def save(
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "
-            f"({weights.reason(error)}): those already there are whole, so make room and resume"
+            f"({reason(error)}): those already there are whole, so make room and resume"
         ) from error
     finally:
         if staging is not None:
@@ -137,7 +137,7 @@ def load(path: Path, config: TrainConfig) -> tuple[State, dict[str, Tensor], dic
         OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
     ) as error:  # fmt: skip
         raise MinigptError(
-            f"{path} is not a whole checkpoint of a training run ({weights.reason(error)}): delete "
+            f"{path} is not a whole checkpoint of a training run ({reason(error)}): delete "
             f"it, and the one before it counts"
         ) from error
     changed = differences(before, config)

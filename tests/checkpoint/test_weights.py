@@ -35,7 +35,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def random_tensors(config: GPTConfig, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = weights.expected_shapes(config)
+    shapes = config.tensors()
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -142,7 +142,7 @@ def peak_memory() -> Callable[[], int]:
 def large_checkpoint(tmp_path: Path) -> Iterator[Path]:
     """100 MB in float32, most of it in one tensor."""
     config = dataclasses.replace(CONFIG, vocab_size=100_000, n_embd=252)
-    shapes = weights.expected_shapes(config)
+    shapes = config.tensors()
     directory = tmp_path / "large"
     write(directory, {name: torch.ones(shape) for name, shape in shapes.items()}, config)
     yield directory

@@ -1,11 +1,9 @@
-"""The formula of attention, the fast set, the packed weights; the exact set is in test_exact.py."""
+"""The formula of attention, and what both sets of operations must do."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-import pickle
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from minigpt import MinigptError
 from minigpt.config import ACTIVATIONS
 from minigpt.numerics import row_ops
-from minigpt.numerics.base import ACTIVATION, attend, attention_weights, plain_linear, whole_blocks
+from minigpt.numerics.base import ACTIVATION, attend, attention_weights, whole_blocks
 from minigpt.numerics.fast import FastOps
 from minigpt.numerics.packed import Packed
 
@@ -134,23 +132,3 @@ def test_gpt2s_activation_is_the_tanh_form():
     inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
     torch.testing.assert_close(ACTIVATION["gelu_new"](x), 0.5 * x * (1 + inner.tanh()))
     assert not torch.equal(ACTIVATION["gelu_new"](x), F.gelu(x))
-
-
-def test_a_packed_weight_is_made_once():
-    packed, weight = Packed(), torch.randn(32, 48)
-    assert packed.kernel(weight) is packed.kernel(weight)
-
-
-def test_a_packed_weight_is_neither_copied_nor_pickled():
-    packed, weight = Packed(), torch.randn(32, 48)
-    packed.kernel(weight)
-    for twin in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert twin._kernel is None
-
-
-def test_where_nothing_can_be_packed_the_plain_product_serves(monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    x, weight = torch.randn(3, 600), torch.randn(600, 500)
-    assert Packed().kernel(weight) is None
-    got = FastOps().linear(x, weight, None, Packed())
-    assert torch.equal(got, plain_linear(x, weight, None))

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from minigpt.numerics.base import KEY_BLOCK, row_modules
+from minigpt.numerics.base import KEY_BLOCK, set_ops
 from minigpt.numerics.exact import ExactOps
 from minigpt.study.matrix import (
     COLUMNS,
@@ -93,8 +93,7 @@ def broken(row):
 
     model = TOY.model()
     ops = type("Broken", (ExactOps,), {kind: operation})()
-    for _, module in row_modules(model):
-        module.ops = ops
+    set_ops(model, ops)
     return model
 
 

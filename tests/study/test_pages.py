@@ -99,6 +99,10 @@ class TestTheModelInAPage:
         assert about(torch.float32).startswith("weights in float16, rounded from float32")
         assert about(torch.bfloat16) == "weights in bfloat16, computed in float32"
 
+    def test_loses_nothing_of_weights_that_were_widened(self, make_model, tokenizer):
+        content = live_content(make_model(dtype=torch.bfloat16, vocab_size=257).float(), tokenizer)
+        assert content["about"] == "weights in bfloat16, computed in float32"
+
     def test_has_its_vocabulary(self, model):
         found = live_content(model, Tokenizer.from_pretrained(TOY))["tokenizer"]
         assert found["vocab"] == json.loads((TOY / "vocab.json").read_text("utf-8"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt import MinigptError, verify
-from minigpt.numerics.base import row_modules
+from minigpt.numerics.base import set_ops
 from minigpt.numerics.exact import ExactOps
 from minigpt.study.verification import FARTHEST, Check, ulp_distance
 
@@ -47,8 +47,7 @@ def running(make_model):
 
     def make(ops):
         model = make_model()
-        for _, module in row_modules(model):
-            module.ops = ops
+        set_ops(model, ops)
         return model
 
     return make

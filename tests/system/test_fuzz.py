@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save, save_file
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError, Tokenizer
+from minigpt import GPT, GPTConfig, MinigptError, Tokenizer, load_cache, save_cache
 from minigpt.checkpoint import caches as cache_file
 from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
@@ -101,7 +101,7 @@ def cache_of(kind: str) -> Callable[[Path], None]:
         model(torch.arange(18).view(2, 9) % 17, cache=cache)
         if kind != "window":
             cache.truncate([9, 7])
-        cache.save(directory / "cache.safetensors")
+        save_cache(cache, directory / "cache.safetensors")
 
     return make
 
@@ -143,7 +143,7 @@ def use_shape(directory: Path) -> None:
 
 def use_cache(directory: Path) -> None:
     model = small(17)
-    cache = KVCache.load(directory / "cache.safetensors", model)
+    cache = load_cache(directory / "cache.safetensors", model)
     logits = model(torch.ones(cache.batch_size, 1, dtype=torch.int64), cache=cache)
     assert logits.shape == (cache.batch_size, 1, 17)
     assert cache.tokens is None or list(map(len, cache.tokens)) == cache.lengths
@@ -478,7 +478,7 @@ def test_an_absurd_size_is_refused_from_the_header_alone(originals, tmp_path, bo
     """Even where the header agrees with it, and the file is as short as before."""
     files = dict(originals["one file"])
     config = json.loads(files["config.json"]) | {field: 10_000 if field == "n_layer" else 2**24}
-    shapes = weights.expected_shapes(GPTConfig.from_dict(config))
+    shapes = GPTConfig.from_dict(config).tensors()
     header = {
         name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}
         for name, shape in shapes.items()

@@ -1,0 +1,133 @@
+"""Certificates: a kernel whose bits depend on company, however slightly, is refused one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt.numerics import certificates, exact
+from minigpt.numerics.base import ACTIVATION, plain_linear
+from minigpt.numerics.certificates import AttentionShape, LinearShape, Place, RowwiseShape
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
+
+
+class TestACertificate:
+    """... is refused to a kernel whose bits depend on company, however slightly."""
+
+    SHAPE = LinearShape(96, 64, by_column=False, has_bias=True, place=PLACE)
+
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch):
+        monkeypatch.setattr("minigpt.numerics.packed.Packed.kernel", lambda self, weight: None)
+        self.forget()
+        yield
+        self.forget()
+
+    def forget(self):
+        certificates.certified_calls.cache_clear()
+        certificates.rowwise_sizes.cache_clear()
+        certificates.attention_sizes.cache_clear()
+
+    @staticmethod
+    def split_sum(x, weight, bias):
+        """The product with its sum cut in two: the same number, other last bits."""
+        half = x.shape[-1] // 2
+        first = plain_linear(x[..., :half], weight[:half], bias)
+        return first + plain_linear(x[..., half:], weight[half:], None)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_another_order_of_summation_in_wide_calls(self, monkeypatch, dtype):
+        def plain(x, weight, bias):
+            wide = x.shape[0] >= 64
+            return self.split_sum(x, weight, bias) if wide else plain_linear(x, weight, bias)
+
+        place = Place(dtype, torch.device("cpu"), 2, "highest")
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        sizes = certificates.certified_calls(self.SHAPE._replace(place=place)).sizes
+        assert 16 in sizes
+        assert not {64, 128, 256} & set(sizes)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_a_bias_that_is_added_at_another_place_of_the_sum(self, monkeypatch, dtype):
+        def plain(x, weight, bias):
+            if x.shape[0] < 64:
+                return plain_linear(x, weight, None) + bias
+            start = torch.addmm(bias.float(), x[:, :1].float(), weight[:1].float())
+            return (start + x[:, 1:].float() @ weight[1:].float()).to(x.dtype)
+
+        place = Place(dtype, torch.device("cpu"), 2, "highest")
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        sizes = certificates.certified_calls(self.SHAPE._replace(place=place)).sizes
+        assert 16 in sizes
+        assert not {64, 128, 256} & set(sizes)
+
+    def test_for_one_place_of_a_wide_call_that_is_treated_differently(self, monkeypatch):
+        def plain(x, weight, bias):
+            y = plain_linear(x, weight, bias)
+            if x.shape[0] == 128:
+                y[77] = self.split_sum(x[77:78], weight, bias)[0]
+            return y
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert 128 not in certificates.certified_calls(self.SHAPE).sizes
+
+    def test_for_rows_that_see_their_neighbours(self, monkeypatch):
+        def plain(x, weight, bias):
+            return plain_linear(x, weight, bias) + 1e-6 * x.mean()
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert certificates.certified_calls(self.SHAPE).sizes == ()
+
+    def test_for_places_that_are_not_alike_even_in_the_reference_call(self, monkeypatch):
+        def plain(x, weight, bias):
+            y = plain_linear(x, weight, bias)
+            y[3] = self.split_sum(x[3:4], weight, bias)[0]
+            return y
+
+        monkeypatch.setattr(certificates, "plain_linear", plain)
+        assert certificates.certified_calls(self.SHAPE).sizes == ()
+
+    def test_for_an_activation_with_other_code_at_the_end_of_a_call(self, monkeypatch):
+        def gelu(x):
+            y = F.gelu(x, approximate="tanh")
+            if x.ndim == 2 and x.shape[0] > 4:
+                y[-1, -1] = torch.nextafter(y[-1, -1], torch.tensor(torch.inf))
+            return y
+
+        monkeypatch.setitem(ACTIVATION, "gelu_new", gelu)
+        assert certificates.rowwise_sizes(RowwiseShape("gelu_new", 96, PLACE)) == (
+            1,
+            2,
+            4,
+        )
+
+    def test_for_attention_whose_sums_are_cut_by_the_number_of_queries(self, monkeypatch):
+        def mix(weights, v):
+            half = 37  # no kernel cuts its sums there of its own accord
+            if weights.shape[1] < 8:
+                return plain_mix(weights[..., :half], v[:, :half]) + plain_mix(
+                    weights[..., half:], v[:, half:]
+                )
+            return plain_mix(weights, v)
+
+        plain_mix = certificates.attention_mix
+        monkeypatch.setattr(certificates, "attention_mix", mix)
+        shape = AttentionShape(1, 2, 1, 256, 32, PLACE)
+        sizes = certificates.attention_sizes(shape)
+        assert 4 not in sizes
+        assert 16 in sizes
+
+    def test_and_the_model_is_exact_all_the_same(self, monkeypatch, make_model, text):
+        def plain(x, weight, bias):
+            few = x.shape[0] in (1, 2, 4, 32)
+            return self.split_sum(x, weight, bias) if few else plain_linear(x, weight, bias)
+
+        for module in (certificates, exact):
+            monkeypatch.setattr(module, "plain_linear", plain)
+        model, tokens = make_model(numerics="exact"), text(1, 50)
+        cache = model.new_cache()
+        cached = [model(part, cache=cache) for part in tokens.split([20, *[1] * 30], dim=1)]
+        assert torch.equal(torch.cat(cached, 1), model(tokens))
