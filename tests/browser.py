@@ -65,6 +65,7 @@ class Page:
         media = [{"name": name, "value": value} for name, value in wanted.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         self.driver.get(self.path.as_uri() + address)
+        self.wait("document.readyState === 'complete' && typeof source !== 'undefined'")
 
     def js(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

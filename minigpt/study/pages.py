@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from minigpt.generation.sampling import Sampler
-from minigpt.model import GPT
-from minigpt.support.checks import is_model, whole
+from minigpt.model import GPT, require_model
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import write_text
 from minigpt.tokenizer import CharTokenizer, Tokenizer
@@ -98,7 +98,7 @@ def write_live(
         MinigptError: for a model too large for a page, weights or a tokenizer that the page cannot
             use, arguments out of range, or a file that cannot be written.
     """
-    is_model(model)
+    require_model(model)
     given = tokenizer.encode(prompt)  # or it is refused
     if len(given) > model.config.n_positions:
         raise MinigptError(
