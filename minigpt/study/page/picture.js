@@ -37,14 +37,14 @@ function wide(text, weight = 400) { // of a label in a picture, in pixels
   return ruler.measureText(text).width;
 }
 
-function tick(text) { // a token over its column: spaces show only where they are all there is
+function tick(text, most = 11) { // a token over its column: spaces show only where they are all there is
   const shown = visible(text), bare = shown.trim();
-  return bare ? (bare.length > 11 ? bare.slice(0, 10) + "…" : bare) : shown.replace(/ /g, "␣");
+  return bare ? (bare.length > most ? bare.slice(0, most - 1) + "…" : bare) : shown.replace(/ /g, "␣");
 }
 
 // The columns that fit: the last tokens, before them one column that stands for all earlier ones.
 function columnsFor(source, width, length) {
-  const narrow = width < 420, gutter = wide("layer 0") + 10, overhang = narrow ? 26 : 40, least = narrow ? 12 : 14;
+  const narrow = width < 420, gutter = wide("layer 0") + 10, overhang = narrow ? 26 : 40, least = narrow ? 14 : 16;
   const left = source.leftover.slice(-6).map((id) => ({ kind: "left", text: source.label(id) }));
   if (left.length) left[0].count = source.leftover.length - left.length + 1;
   const own = Array.from({ length }, (_, n) => ({ kind: "token", n, text: source.label(source.tokens[n]) }));
@@ -52,7 +52,7 @@ function columnsFor(source, width, length) {
   const most = Math.floor((width - gutter - overhang) / least) - 1;
   if (shown.length > most) {
     const cut = shown.length - most + 1;
-    shown = [{ kind: "gap", count: cut, text: `${cut} earlier` }, ...shown.slice(cut)];
+    shown = [{ kind: "gap", count: cut, text: `${cut} more` }, ...shown.slice(cut)];
   }
   shown.push({ kind: "next", text: source.label(source.tokens[length]) });
   const pitch = Math.min(narrow ? 30 : 46, (width - gutter - overhang) / shown.length);
@@ -62,13 +62,13 @@ function columnsFor(source, width, length) {
 function drawGrid(svg, source, view, side, moving) {
   const { length } = source.frames.at(-1), L = source.config.n_layer, state = states(source, side);
   const { gutter, pitch, narrow, columns } = columnsFor(source, svg.clientWidth, length);
-  const top = narrow ? 52 : 64, bracketed = narrow ? 22 : 26; // room for the text above, for words below
+  const top = narrow ? 52 : 64, bracketed = narrow ? 26 : 27; // room for the text above, for words below
   const high = Math.max(3, Math.min(narrow ? 17 : 26, (narrow ? 84 : 150) / L));
   const shown = side === "with" ? columns : columns.filter(({ kind }) => kind !== "left"); // nothing is left over
   const all = [];
   for (const column of shown) {
     const x = column.x + pitch / 2, place = `translate(${x} ${top - 6}) rotate(-50)`;
-    const label = shape("text", { class: `token ${column.kind}`, transform: place }, tick(column.text));
+    const label = shape("text", { class: `token ${column.kind}`, transform: place }, tick(column.text, narrow ? 8 : 11));
     label.append(shape("title", {}, quoted(column.text)));
     all.push(label);
     for (let layer = 0; layer < L; layer++) {
