@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, sampler_settings
+from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
+from minigpt.numerics.base import attention_weights
 from minigpt.numerics.recorder import Recorded, recording
 from minigpt.study.pages import write_page
 from minigpt.support.checks import whole
@@ -136,10 +137,16 @@ def trace(
     prompt: str | Sequence[int],
     max_new_tokens: int = 40,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
     rounds: int = 3,
     progress: Callable[[str], object] = lambda line: None,
-    **sampling: Any,
 ) -> Trace:
     """Decode a prompt step by step, with the cache and without, and keep what happened.
 
@@ -149,7 +156,7 @@ def trace(
         model: runs in evaluation mode; its mode is restored afterwards.
         prompt: text, or its tokens; empty starts from the end-of-text token.
         max_new_tokens: steps, the prefill included; the context's end or an end of text stops it.
-        temperature, seed, sampling: as for `generate`.
+        temperature, ..., seed: as for `generate`.
         rounds: how often both passes of a step are timed, in turns.
         progress: called with a line now and then.
 
@@ -159,7 +166,10 @@ def trace(
     whole("max_new_tokens", max_new_tokens)
     whole("rounds", rounds)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    sampler = Sampler(temperature, **sampler_settings(sampling))
+    sampler = Sampler(
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias,
+    )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
     config, given = model.config, len(row.window)
     longest = min(given + max_new_tokens - 1, config.n_positions)
@@ -203,15 +213,6 @@ def trace(
         labels={t: _spelled(tokenizer, t).decode(errors="backslashreplace") for t in sorted(shown)},
         pieces=list(_pieces(tokenizer, row.window)),
     )
-
-
-def multiplications(config: GPTConfig, positions: int, keys: int) -> int:
-    """Of a pass that computes so many positions, whose queries read so many keys together, and the
-    logits of the last position."""
-    kv_width = config.kv_heads * config.head_dim
-    matrices = config.n_embd * (2 * config.n_embd + 2 * kv_width + 2 * config.inner)
-    attention = 2 * keys * config.n_embd  # each query with its keys, each weight with its value
-    return config.n_layer * (positions * matrices + attention) + config.n_embd * config.vocab_size
 
 
 def write_html(trace: Trace, path: str | Path) -> None:
@@ -273,7 +274,7 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
     def work(first: int, seconds: list[float]) -> Work:
         keys = sum(range(first + 1, length + 1))  # query t reads the keys up to itself
         count = length - first
-        return Work(count, keys, multiplications(model.config, count, keys), median(seconds))
+        return Work(count, keys, model.config.multiplications(count, keys), median(seconds))
 
     return Step(
         length=length,
@@ -295,14 +296,11 @@ def _attention_weights(model: GPT, cache: KVCache, log: dict[str, Recorded]) -> 
         cache: one row, of a kind that keeps all keys and knows its tokens.
         log: of a pass over these tokens.
     """
-    S, weights = len(cache), []
-    future = torch.ones(S, S, dtype=torch.bool, device=model.device).triu(1)
+    weights = []
     for layer in range(model.config.n_layer):
-        q, _, _, _, scale, _ = log[f"h.{layer}.attn"].arguments  # (1, H, S, D)
+        q, _, _, starts, scale, _ = log[f"h.{layer}.attn"].arguments  # (1, H, S, D)
         k, _ = cache.layer(layer)  # (1, G, S, D)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = q[0].float() @ k[0].float().mT * scale  # (H, S, S)
-        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1).cpu())
+        weights.append(attention_weights(q.float(), k.float(), starts, scale)[0].cpu())
     return torch.stack(weights)
 
 

@@ -12,7 +12,6 @@ import torch
 import minigpt
 from minigpt import GPT, Tokenizer
 from minigpt.study.pages import sixteen_bits, write_live
-from minigpt.study.tracing import multiplications
 from minigpt.tokenizer import byte_tokenizer
 from tests.browser import Page
 from tests.helpers import TOY
@@ -201,7 +200,7 @@ def test_other_shapes_run_as_well(browse, make_model, tmp_path, shape):
     assert torch.equal(logits(page, list(ids), [7] + [1] * 12), got)
     for positions, keys in ((1, 9), (19, 190)):
         count = page.js("return multiplications(source.config, ...arguments)", positions, keys)
-        assert count == multiplications(model.config, positions, keys)
+        assert count == model.config.multiplications(positions, keys)
 
 
 class TestDraws:
