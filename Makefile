@@ -15,7 +15,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -69,6 +69,9 @@ picture: .venv/.has-core ## draw README's picture: the live page in Chromium
 	$(CHROMIUM) --headless=new --no-sandbox --disable-gpu --hide-scrollbars --force-prefers-reduced-motion \
 		--user-data-dir="$$page/profile" --window-size=1280,800 --virtual-time-budget=10000 \
 		--screenshot="$(CURDIR)/notebooks/images/page.png" "file://$$page/live.html#step=14"
+
+images: .venv/.has-core ## draw the diagrams of the README and the lessons again
+	$(BIN)/python -m minigpt.study.diagrams notebooks/images $(MODEL)
 
 lint: .venv/.has-lint ## check style and types
 	$(BIN)/ruff check .
