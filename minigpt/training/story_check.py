@@ -141,9 +141,13 @@ def _name(cast: _Cast, name: str, before: str, after: str, free: bool) -> list[s
 def _unknown_kind(lower: str, before: str, after: str, cast: _Cast) -> bool:
     if _is_english(lower) or lower in cast.places or lower in cast.objects:
         return False
+    if re.search(r"\bIt was an? (\w+ )?$", before) and len(cast.kinds) >= MOST:
+        return False  # both are known, so it is what one of them got
+    owner = re.search(r"\b([A-Z][a-z]+) the $", before)
     return lower in cast.kinds or bool(
         re.match(r" (named|called|by the name of) ", after)
-        or re.search(r"\b[A-Z][a-z]+ the $", before)
+        or (owner and owner[1].lower() not in vocabulary()["word"])
+        or re.search(r"\b(knew|, ) ?the (\w+ )?$|\b[A-Z][a-z]+ was an? (\w+ )?$", before)
         or re.search(
             r"\b(it was|there was|lived|met|asked|told|to|give|was only) an? (\w+ ){0,2}$",
             before,
@@ -221,7 +225,7 @@ def _other(cast: _Cast, word: str, before: str, after: str, free: bool) -> list[
     stem = word.removesuffix("s")
     if stem in cast.other or stem in cast.objects or stem in cast.kinds:
         return []
-    if re.search(rf"\b({_TO}) the $", before) and not (cast.places and not free):
+    if re.search(rf"\b({_TO}) the $", before, re.I) and not (cast.places and not free):
         return _place(cast, word, before, free)
     if re.search(r"\b[Tt]he $", before) and cast.places and re.search(rf"\b({_TO}) the $", before):
         return [f"the {cast.places[0]} became the {word}"]
