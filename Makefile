@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test fuzz bench notebooks check-notebooks write-notebooks lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -28,7 +28,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
 	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
 	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
-	@echo '  ARGS="..."              passed on by test, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
+	@echo '  ARGS="..."              passed on by test, test-all, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
 	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
 
 setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv
@@ -38,7 +38,10 @@ demo: .venv/.has-core ## write a story with the bundled model, then check its ca
 		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
 	$(BIN)/minigpt verify --model $(MODEL)
 
-test: .venv/.has-test ## run the tests
+test: .venv/.has-test ## run the tests of every room: a few minutes
+	$(BIN)/python -m pytest -q --ignore=tests/system $(ARGS)
+
+test-all: .venv/.has-test ## run all tests: also kills, damaged files, threads, a browser, these pages
 	$(BIN)/python -m pytest -q $(ARGS)
 
 fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: ten minutes

@@ -12,17 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from minigpt.support.checks import is_number
+from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu")
-
-
-def _require_size(name: str, value: object) -> None:
-    # The upper ends are far beyond any GPT-2; they keep a garbled file from asking for the memory.
-    largest = 10_000 if name == "n_layer" else 2**24
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-        raise MinigptError(f"{name} is {value!r}, needed a whole number from 1 to {largest}")
+_OPTIONAL = ("n_kv_head", "n_inner")  # sizes that may be None
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,12 @@ class GPTConfig:
     eos_token_id: int | None = None  # the end-of-text token, where the vocabulary has one
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            _require_size(name, getattr(self, name))
-        for name in ("n_kv_head", "n_inner"):
-            if getattr(self, name) is not None:
-                _require_size(name, getattr(self, name))
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", *_OPTIONAL):
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                # Far beyond any GPT-2: a garbled file shall not ask for all the memory.
+                size = whole(name, value, high=10_000 if name == "n_layer" else 2**24)
+                object.__setattr__(self, name, size)  # which may have been numpy's
         if self.n_embd % self.n_head:
             raise MinigptError(
                 f"n_embd is {self.n_embd} and n_head is {self.n_head}, but every head needs the "

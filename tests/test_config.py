@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minigpt.config import PRESETS, GPTConfig
@@ -190,3 +192,8 @@ def test_grouped_heads_do_not_pass_for_plain_gpt2() -> None:
 
 def test_as_many_groups_as_heads_is_plain_gpt2() -> None:
     assert GPTConfig(n_kv_head=12).to_dict() == GPTConfig().to_dict()
+
+
+def test_a_size_may_come_from_numpy_and_is_written_as_any_other():
+    config = GPTConfig(n_layer=np.int64(3), n_kv_head=np.int32(4))
+    assert json.loads(json.dumps(config.to_dict())) == GPTConfig(n_layer=3, n_kv_head=4).to_dict()

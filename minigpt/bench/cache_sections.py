@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from minigpt.bench.measure import Prepare, Row, Section, interleave, memory, ratios
+from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
 from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import KINDS
+from minigpt.checkpoint.caches import load_cache, save_cache
 from minigpt.model import GPT
+from minigpt.support.memory import process_memory
 
 BRANCHES = 16
 
@@ -71,12 +73,12 @@ def _forks(model: GPT, cache: KVCache, tokens: Tensor) -> list[Row]:
     cache.truncate(tokens.shape[1])
     copies = BRANCHES * cache.spec.bytes_per_token * len(cache)
     pool = cache.pool  # type: ignore[attr-defined]
-    allocated, resident = pool.nbytes, memory("VmRSS")
+    allocated, resident = pool.nbytes, process_memory()
     branches = [cache.fork() for _ in range(BRANCHES)]
     for branch in branches:
         model.next_logits(tokens[:, :1], cache=branch)
     rows = [Row("forks, allocated", [(pool.nbytes - allocated) / copies], "x")]
-    now = memory("VmRSS")
+    now = process_memory()
     if resident is not None and now is not None and model.device.type == "cpu":
         rows.append(Row("forks, in memory", [max(0, now - resident) / copies], "x"))
     return rows
@@ -88,7 +90,7 @@ def _kept(model: GPT, cache: KVCache, tokens: Tensor, rounds: int) -> list[Row]:
     cache.truncate(tokens.shape[1])
     with TemporaryDirectory(prefix="minigpt-bench-", ignore_cleanup_errors=True) as directory:
         path = Path(directory) / "cache.safetensors"
-        cache.save(path)
+        save_cache(cache, path)
 
         @torch.inference_mode()
         def prefill() -> None:
@@ -96,7 +98,7 @@ def _kept(model: GPT, cache: KVCache, tokens: Tensor, rounds: int) -> list[Row]:
 
         contenders: dict[str, Prepare] = {
             "prefill": lambda: prefill,
-            "load": lambda: partial(KVCache.load, path, model),
+            "load": lambda: partial(load_cache, path, model),
         }
         samples = interleave(contenders, max(1, rounds // 2), "load")
     for name, seconds in samples.items():

@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -132,10 +131,3 @@ class Table:
         about = textwrap.fill(", ".join(f"{key} {value}" for key, value in self.about.items()), 98)
         how = f"measured in turns, {self.rounds} rounds after a warm-up, unless said otherwise"
         return "\n\n".join([f"{about}\n{how}", *map(str, self.sections)])
-
-
-def memory(which: str) -> int | None:
-    """Bytes this process has in memory now (VmRSS) or had at its peak (VmHWM); None: unknown."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which)), None)

@@ -44,7 +44,6 @@ from minigpt.bench.measure import (
     Section,
     Table,
     interleave,
-    memory,
     ratios,
     turns,
 )
@@ -54,6 +53,7 @@ from minigpt.generation.decoding import generate
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 from minigpt.support.errors import MinigptError
+from minigpt.support.memory import process_memory
 
 SECTIONS = (
     "decode", "prefill", "exact", "int8", "cache", "kinds", "texts", "train", "start", "limits",
@@ -414,14 +414,14 @@ def load_probe(
     """In a fresh process: seconds and, where known, peak bytes of loading and of first passes."""
     torch.set_num_threads(threads)
     number, place = getattr(torch, dtype), torch.device(device)
-    before, began = memory("VmRSS"), time.perf_counter()
+    before, began = process_memory(), time.perf_counter()
     if package == "minigpt":
         model = GPT.from_pretrained(directory, number, place)
         rivals = [minigpt_entrant(model, name) for name in NUMERICS]
     else:
         rivals = transformers_entrants(Path(directory), number, place)[:1]
     found = {"load": time.perf_counter() - began}
-    loaded = memory("VmHWM")
+    loaded = process_memory(peak=True)
     tokens = torch.zeros(1, 32, dtype=torch.int64, device=place)
     for rival, name in zip(rivals, ("first pass, extra", "first exact pass, extra"), strict=False):
         rival.ready()
@@ -433,5 +433,5 @@ def load_probe(
         found[name] = seconds[0] - seconds[1]
     if before is not None and loaded is not None:
         found["memory to load"] = loaded - before
-        found["memory to decode"] = (memory("VmHWM") or loaded) - before
+        found["memory to decode"] = (process_memory(peak=True) or loaded) - before
     return found

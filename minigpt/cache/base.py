@@ -1,9 +1,9 @@
-"""The KV cache: what attention remembers of the tokens it has seen.
+"""What every KV cache can do, however it keeps keys and values. Read `plain.py` first: it is short.
 
 One object for all layers. It owns positions (`cache.lengths` says where each row goes on), so a
-model and its cache cannot disagree about where they are. How keys are *used* is attention's
-business. Here are what every kind of cache can do, and the plain kinds, static and growing; the
-others are in `cache_paged.py` and `cache_lossy.py`.
+model and its cache cannot disagree about where they are. Here is what all kinds share: checks,
+lengths, passes that happen whole or not at all, rows that are cut, branched and put together. A
+kind adds memory and `append`; how keys are *used* is attention's business.
 
 Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
 positions, `D` head width, and `L` layers.
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from minigpt.numerics.base import whole_blocks
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory, zeros
@@ -64,7 +62,7 @@ class LayerCache:
             the new ones. What lies beyond a row's last key is room for later tokens: it is zero, it
             is in the future of every query, and the causal mask hides the future anyway.
         """
-        return self.cache._append(self.layer, k, v)
+        return self.cache.append(self.layer, k, v)
 
 
 class KVCache(ABC):
@@ -85,6 +83,7 @@ class KVCache(ABC):
 
     kind: ClassVar[str]
     lossy: ClassVar[bool] = False  # do its logits differ from those without a cache?
+    setting_names: ClassVar[tuple[str, ...]] = ()  # arguments that only this kind takes
 
     def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
         whole("batch_size", batch_size)
@@ -109,6 +108,9 @@ class KVCache(ABC):
     def __len__(self) -> int:
         """Positions of the longest row; with rows of one length, the position of the next token."""
         return max(self._lengths)
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is still a cache, for whoever asks `if cache:`
 
     @property
     def lengths(self) -> list[int]:
@@ -143,7 +145,7 @@ class KVCache(ABC):
             MinigptError: when the model, the number of rows or the room left does not fit, or
                 another pass is not over.
         """
-        with self._in_use():
+        with self.in_use():
             self._check(spec, batch_size, count)
             end = len(self) + count
             try:
@@ -162,7 +164,7 @@ class KVCache(ABC):
                     row += new
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """One pass or change at a time, whichever thread it comes from.
 
         Appending to a list is a single step for threads; and unlike a lock, it cannot stay shut
@@ -207,7 +209,7 @@ class KVCache(ABC):
                     f"cannot truncate to {new!r}: this cache holds {old} positions, needed "
                     f"a whole number from 0 to {old}"
                 )
-        with self._in_use():
+        with self.in_use():
             lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
             with torch.inference_mode():
                 self._forget(lengths, len(self))
@@ -232,7 +234,7 @@ class KVCache(ABC):
     def __reduce__(self) -> NoReturn:
         raise MinigptError(
             "a cache cannot be pickled, for its memory is shared by views and forks: write it to a "
-            "file with cache.save(path), and read it with KVCache.load(path, model)"
+            "file with save_cache(cache, path), and read it with load_cache(path, model)"
         )
 
     def expand(self, count: int) -> KVCache:
@@ -284,7 +286,8 @@ class KVCache(ABC):
                 )
         first = caches[0]
         for cache in caches[1:]:
-            if cache.spec != first.spec or cache._settings() != first._settings():
+            alike = (cache.kind, cache.spec, cache.settings)
+            if alike != (first.kind, first.spec, first.settings):
                 raise MinigptError(
                     f"these caches do not belong together: {first!r} and {cache!r}, needed one "
                     f"kind, made for one model, dtype and device"
@@ -297,7 +300,7 @@ class KVCache(ABC):
         new.model = self.model
         with ExitStack() as uses, torch.inference_mode():
             for cache in dict.fromkeys(cache for cache, _ in sources):
-                uses.enter_context(cache._in_use())
+                uses.enter_context(cache.in_use())
             new._adopt(sources)
             new._lengths = [cache._lengths[row] for cache, row in sources]
             if any(cache._tokens is None for cache, _ in sources):
@@ -322,27 +325,34 @@ class KVCache(ABC):
             )
         return self._layer(index)
 
-    def save(self, path: str | Path) -> None:
-        """Write the cache to one safetensors file, with its tokens and a fingerprint of the model.
+    @property
+    def settings(self) -> dict[str, int]:
+        """What distinguishes it from others of its kind, as `new_cache` takes it."""
+        return {name: getattr(self, name) for name in self.setting_names}
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors from which `restore` makes the same cache again; not the room for more."""
+        tensors: dict[str, Tensor] = {}
+        for n in range(self.spec.n_layer if len(self) else 0):
+            tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"] = self._layer(n)
+        return tensors
+
+    def restore(
+        self, lengths: list[int], state: Mapping[str, Tensor], tokens: list[list[int]] | None
+    ) -> None:
+        """Make this new cache what another one was.
+
+        Args:
+            lengths, state, tokens: of that one, which had the same kind, settings and rows.
 
         Raises:
-            MinigptError: when the file cannot be written; an old file there survives.
+            LookupError, TypeError, ValueError, RuntimeError: for a state that does not fit.
         """
-        from minigpt.checkpoint.caches import save
-
-        with self._in_use():
-            save(self, path)
-
-    @staticmethod
-    def load(path: str | Path, model: GPT) -> KVCache:
-        """A saved cache, ready to go on with the same model.
-
-        Raises:
-            MinigptError: when the file is missing, damaged, or another model's.
-        """
-        from minigpt.checkpoint.caches import load
-
-        return load(path, model)
+        self._restore(lengths, state)
+        self._lengths, self._tokens = lengths, tokens
+        again = {name: (tensor.dtype, tensor.shape) for name, tensor in self.state().items()}
+        if again != {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}:
+            raise ValueError("its tensors are of other shapes")  # which broadcasting made fit
 
     def __repr__(self) -> str:
         spec, rows = self.spec, self.batch_size
@@ -363,8 +373,8 @@ class KVCache(ABC):
     # --- what a kind must do ----------------------------------------------------------------------
 
     @abstractmethod
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        """See `LayerCache.append`."""
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """What `LayerCache.append` does, for one layer. Lengths move later, in `extend`."""
 
     @abstractmethod
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -378,13 +388,18 @@ class KVCache(ABC):
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
         """Fill the rows of this new cache with copies of rows of others of its kind."""
 
+    def _restore(self, lengths: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """See `restore`. Here: as a forward pass would, all rows as long as the longest, whose
+        zeros are then cut off."""
+        if max(lengths) > 0:
+            with self.extend(self.spec, self.batch_size, max(lengths)):
+                for n, layer in enumerate(self.layers):
+                    layer.append(state[f"layer.{n}.keys"], state[f"layer.{n}.values"])
+            self.truncate(lengths)
+
     def _empty(self, batch_size: int, capacity: int) -> KVCache:
         """A new one of this kind and with these settings."""
-        return type(self)(self.spec, batch_size, capacity)
-
-    def _settings(self) -> tuple[object, ...]:
-        """What caches must share for their rows to go into one."""
-        return (self.kind,)
+        return type(self)(self.spec, batch_size, capacity, **self.settings)
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions in every row."""
@@ -443,131 +458,11 @@ class KVCache(ABC):
             )
 
 
-class StaticCache(KVCache):
-    """One block of memory for all positions there may ever be; nothing is allocated later.
-
-    Memory: 2 x L x G x D x bytes per number for each of `capacity` positions of each row, from the
-    start: 73,728 bytes per token for GPT-2 124M in float32, 75 MB for its 1,024 positions.
-    """
-
-    kind = "static"
-
-    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        super().__init__(spec, batch_size, capacity)
-        self._data = self._zeros(
-            spec.n_layer, 2, batch_size, spec.n_kv_head, capacity, spec.head_dim
-        )
-        self._views = [(keys, values) for keys, values in self._data]  # (B, G, capacity, D) each
-
-    def _bytes_of_a_new_row(self) -> int:
-        return self.capacity * self.spec.bytes_per_token
-
-    @property
-    def nbytes(self) -> int:
-        return self._data.nbytes
-
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        keys, values = self._views[layer]
-        write(keys, k, self._lengths)
-        write(values, v, self._lengths)
-        shown = whole_blocks(len(self) + k.shape[2])
-        if shown < self.capacity:
-            keys, values = keys[:, :, :shown], values[:, :, :shown]
-        return keys, values, self._lengths
-
-    def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for row, length in enumerate(lengths):
-            # Zeros, not stale numbers: a masked weight is 0, but 0 x NaN would still be NaN.
-            self._data[:, :, row, :, length:end].zero_()
-
-    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        for new, (cache, row) in enumerate(sources):
-            assert isinstance(cache, StaticCache)
-            held = slice(0, cache._lengths[row])
-            self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
-
-    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._views[index]
-        return keys[:, :, : len(self)], values[:, :, : len(self)]
-
-
-class GrowingCache(KVCache):
-    """The textbook cache: every step concatenates the old keys and the new ones.
-
-    Memory: 2 x L x G x D x bytes per number for each position held (73,728 bytes per token for
-    GPT-2 124M in float32), and while a layer grows, that layer twice. Every step copies all there
-    is: n tokens one by one cost n²/2 copies of a token's keys and values, where `static` makes n.
-    """
-
-    kind = "growing"
-
-    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        super().__init__(spec, batch_size, capacity)
-        nothing = self._zeros(2, batch_size, spec.n_kv_head, 0, spec.head_dim)
-        self._data = [nothing] * spec.n_layer  # (2, B, G, S, D) each
-
-    @property
-    def nbytes(self) -> int:
-        return sum(data.nbytes for data in self._data)
-
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._lengths)
-        keys, values = self._data[layer]
-        return keys, values, self._lengths
-
-    def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for layer, data in enumerate(self._data):
-            self._data[layer] = data[..., : max(lengths), :].clone()
-            for row, length in enumerate(lengths):
-                self._data[layer][:, row, :, length:].zero_()
-
-    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        longest = max(cache._lengths[row] for cache, row in sources)
-        for layer in range(self.spec.n_layer):
-            rows = []
-            for cache, row in sources:
-                assert isinstance(cache, GrowingCache)
-                held = cache._data[layer][:, row, :, : cache._lengths[row]]
-                rows.append(padded(held, longest))
-            self._data[layer] = torch.stack(rows, 1)
-
-    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._data[index]
-        return keys, values
-
-
 class NoCache:
     """What an uncached pass hands to attention: the keys and values are just the new ones."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         return k, v, [0] * k.shape[0]
-
-
-# --- pieces that several kinds share --------------------------------------------------------------
-
-
-def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:
-    """Put the T positions of each row of `new` (..., B, G, T, D) into `buffer`, from its start."""
-    count, first = new.shape[-2], starts[0]
-    if min(starts) == max(starts):
-        buffer.narrow(-2, first, count).copy_(new)
-    else:
-        for row, start in enumerate(starts):
-            buffer[..., row, :, start : start + count, :] = new[..., row, :, :, :]
-
-
-def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
-    """Held positions (..., B, G, S, D) and then the new ones, each row's from its own start."""
-    if all(start == held.shape[-2] for start in starts):
-        return torch.cat([held, new], -2)
-    longer = torch.cat([held, torch.zeros_like(new)], -2)
-    write(longer, new, starts)
-    return longer
-
-
-def padded(held: Tensor, length: int) -> Tensor:
-    """(..., S, D) with zeros after it: (..., length, D)."""
-    return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))
 
 
 # --- the way into a pass --------------------------------------------------------------------------

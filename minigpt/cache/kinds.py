@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
-from minigpt.cache.base import CacheSpec, GrowingCache, KVCache, StaticCache
+from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.cache.paged import PagedCache
+from minigpt.cache.plain import GrowingCache, StaticCache
 from minigpt.support.errors import MinigptError
 
 KINDS: dict[str, type[KVCache]] = {
@@ -26,12 +25,9 @@ def make_cache(
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise MinigptError(f"cache kind is {kind!r}, needed one of {', '.join(KINDS)}")
-    known = [name for name in inspect.signature(KINDS[kind]).parameters if name not in NOT_SETTINGS]
+    known = KINDS[kind].setting_names
     for name in settings:
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise MinigptError(f"a {kind} cache has no setting {name!r}: {has}")
     return KINDS[kind](spec, batch_size, capacity, **settings)
-
-
-NOT_SETTINGS = ("spec", "batch_size", "capacity", "pool")

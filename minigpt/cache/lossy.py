@@ -1,17 +1,18 @@
 """Caches that give up accuracy for memory: their logits differ from the uncached ones.
 
-`quantized` keeps everything in fewer bits, `window` keeps fewer positions. `cache_compare.py`
+`quantized` keeps everything in fewer bits, `window` keeps fewer positions. `study/comparison.py`
 measures what either costs on a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache, appended, padded
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.plain import appended, padded
 from minigpt.support.checks import is_whole, whole
 from minigpt.support.errors import MinigptError
 
@@ -45,19 +46,25 @@ class QuantizedCache(KVCache):
         self._next_recent: dict[tuple[int, int], Tensor] = {}
 
     @property
-    def _tensors(self) -> list[Tensor]:
-        return [self._keys, self._values, self._key_scales, self._value_scales, self._recent]
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            "keys": self._keys,
+            "values": self._values,
+            "key_scales": self._key_scales,
+            "value_scales": self._value_scales,
+            "recent": self._recent,
+        }
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors)
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def bytes_per_token(self) -> int:
         spec = self.spec
         per_head = 2 * spec.head_dim + 4 + 4 * spec.head_dim // self.BLOCK
         return spec.n_layer * spec.n_kv_head * per_head
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         rows = [self._append_row(layer, row, k[row], v[row]) for row in range(self.batch_size)]
         longest = max(keys.shape[1] for keys, _ in rows)
         keys = torch.stack([padded(keys, longest) for keys, _ in rows])
@@ -108,9 +115,20 @@ class QuantizedCache(KVCache):
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
         for new, (cache, row) in enumerate(sources):
             assert isinstance(cache, QuantizedCache)
-            for to, source in zip(self._tensors, cache._tensors, strict=True):
+            for name, to in self._tensors.items():
+                source = cache._tensors[name]
                 held = min(to.shape[3], source.shape[3])
                 to[:, new, :, :held] = source[:, row, :, :held]
+
+    def state(self) -> dict[str, Tensor]:
+        S = len(self)
+        used = S, S, -(-S // self.BLOCK), S, self.BLOCK
+        both = zip(self._tensors.items(), used, strict=True)
+        return {name: tensor[:, :, :, :count] for (name, tensor), count in both}
+
+    def _restore(self, lengths: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        for name, to in self._tensors.items():
+            to[:, :, :, : state[name].shape[3]] = state[name]
 
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Copies (B, G, S, D), as attention gets them."""
@@ -146,6 +164,7 @@ class WindowCache(KVCache):
 
     kind = "window"
     lossy = True
+    setting_names = ("window", "sinks")
 
     def __init__(
         self, spec: CacheSpec, batch_size: int, capacity: int, window: int = 256, sinks: int = 4
@@ -167,7 +186,7 @@ class WindowCache(KVCache):
     def _held(self) -> list[int]:
         return [len(positions) for positions in self.positions]
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._held)
         keys, values = self._data[layer]
         return keys, values, self._held
@@ -216,11 +235,21 @@ class WindowCache(KVCache):
                 rows.append(padded(cache._data[layer][:, row, :, :held], longest))
             self._data[layer] = torch.stack(rows, 1)
 
-    def _empty(self, batch_size: int, capacity: int) -> WindowCache:
-        return WindowCache(self.spec, batch_size, capacity, self.window, self.sinks)
+    def state(self) -> dict[str, Tensor]:
+        longest = max(self._held)
+        positions = [held + [-1] * (longest - len(held)) for held in self.positions]  # -1: none
+        layers = {f"layer.{n}": data for n, data in enumerate(self._data)}
+        return {**layers, "positions": torch.tensor(positions, dtype=torch.int64)}
 
-    def _settings(self) -> tuple[object, ...]:
-        return self.kind, self.window, self.sinks
+    def _restore(self, lengths: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        self.positions[:] = [[p for p in row if p >= 0] for row in state["positions"].tolist()]
+        for held, length in zip(self.positions, lengths, strict=True):
+            if held != sorted({*range(length)} & {*held}):
+                raise ValueError(f"positions are {held}")
+        shape = (2, self.batch_size, self.spec.n_kv_head, max(self._held), self.spec.head_dim)
+        self._data = [state[f"layer.{n}"].clone() for n in range(self.spec.n_layer)]
+        if {(data.dtype, tuple(data.shape)) for data in self._data} != {(self.spec.dtype, shape)}:
+            raise ValueError("its tensors are of other shapes")
 
     def _layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, G, held, D); `positions` says which they are."""

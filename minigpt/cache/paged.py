@@ -96,6 +96,7 @@ class PagedCache(KVCache):
     """
 
     kind = "paged"
+    setting_names = ("page",)
 
     def __init__(
         self, spec: CacheSpec, batch_size: int, capacity: int, page: int = 16,
@@ -160,7 +161,7 @@ class PagedCache(KVCache):
             self.pool.data[:, :, :, table[-1]] = self.pool.data[:, :, :, shared]
             self.pool.drop([shared])
 
-    def _append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         B, G, _, D = k.shape
         with self.pool.lock:
             held = self.pool.data[layer]  # (2, G, pages, size·D)
@@ -202,9 +203,6 @@ class PagedCache(KVCache):
 
     def _empty(self, batch_size: int, capacity: int) -> PagedCache:
         return PagedCache(self.spec, batch_size, capacity, self.page, self.pool)
-
-    def _settings(self) -> tuple[object, ...]:
-        return self.kind, self.page
 
     def _bytes_per_copy(self) -> int:
         return self.page * self.spec.bytes_per_token  # the page that the row goes on writing in

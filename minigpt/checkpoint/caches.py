@@ -8,7 +8,6 @@ dtype or numerics, or a file that is not what was written.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt.cache.base import KVCache
-from minigpt.cache.kinds import NOT_SETTINGS
-from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.checkpoint import weights
 from minigpt.checkpoint.fingerprint import checksum, fingerprint
 from minigpt.model import require_model
@@ -32,10 +29,10 @@ from minigpt.support.files import aside, flush, locked, move
 if TYPE_CHECKING:
     from minigpt.model import GPT
 
-FORMAT, VERSION = "minigpt-kv-cache", 1
+FORMAT, VERSION = "minigpt-kv-cache", 2
 
 
-def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
+def save_cache(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write a cache to one safetensors file, in place of one already there.
 
     A crash at any moment leaves the old file or the new one, whole. Pages that rows share are
@@ -44,54 +41,64 @@ def save(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None = Non
     Args:
         cache: of any kind, made by `model.new_cache()`.
         path: of the file, conventionally `*.safetensors`.
-        notes: anything JSON can hold, to be read back by `about`.
+        notes: anything JSON can hold, to be read back by `describe_cache`.
 
     Raises:
         MinigptError: for a cache that no model of ours made, or when the file cannot be written;
             an old file there survives.
     """
     path = path_of(path)
+    if not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
+    with cache.in_use():  # to the end: the tensors may be the cache's own memory
+        about, tensors = _described(cache, dict(notes or {}))
+        try:
+            text = json.dumps(about)
+        except (TypeError, ValueError) as error:
+            raise MinigptError(f"the notes are not what JSON can hold: {error}") from error
+        metadata = {"about": text, "checksum": _checksum(text, tensors)}
+        try:
+            with aside(path.parent) as staging:
+                new = staging / path.name
+                save_file(tensors, new, metadata)
+                flush(new)
+                with locked(path.parent):
+                    move(new, path)
+        except (OSError, SafetensorError) as error:
+            raise MinigptError(
+                f"the cache could not be written to {path} ({reason(error)}): a file "
+                f"already there is still whole, so make room or choose another place"
+            ) from error
+
+
+def _described(cache: KVCache, notes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of its cache, and what it holds."""
     if cache.model is None:
         raise MinigptError(
             f"{cache!r} does not know which model its keys and values are from: save one that was "
             f"made with model.new_cache()"
         )
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _held(cache).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in cache.state().items()}
     if cache.tokens is not None:
         ids = [token for row in cache.tokens for token in row]
         tensors["tokens"] = torch.tensor(ids, dtype=torch.int64)
-    known = inspect.signature(type(cache)).parameters
     about = {
         "format": FORMAT,
         "version": VERSION,
         "kind": cache.kind,
-        "settings": {name: getattr(cache, name) for name in known if name not in NOT_SETTINGS},
+        "settings": cache.settings,
         "capacity": cache.capacity,
         "lengths": cache.lengths,
-        "positions": cache.positions if isinstance(cache, WindowCache) else None,
         "fingerprint": fingerprint(cache.model),
         "dtype": str(cache.spec.dtype).removeprefix("torch."),
         "device": cache.spec.device.type,
         "numerics": cache.model.numerics,
-        "notes": dict(notes or {}),
+        "notes": notes,
     }
-    text = json.dumps(about)
-    metadata = {"about": text, "checksum": _checksum(text, tensors)}
-    try:
-        with aside(path.parent) as staging:
-            new = staging / path.name
-            save_file(tensors, new, metadata)
-            flush(new)
-            with locked(path.parent):
-                move(new, path)
-    except (OSError, SafetensorError) as error:
-        raise MinigptError(
-            f"the cache could not be written to {path} ({reason(error)}): a file already "
-            f"there is still whole, so make room or choose another place"
-        ) from error
+    return about, tensors
 
 
-def load(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
+def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
     """A saved cache, of the kind it was, ready to go on with the same model.
 
     On the machine and torch version that it was saved with, it goes on with the same bits as the
@@ -153,80 +160,23 @@ def _restored(
             f"the cache in {path} holds {max(lengths)} positions and max_length is {max_length}, "
             f"needed at least as many"
         )
-    tokens = tensors.pop("tokens", None)
-    with torch.no_grad():
-        _fill(cache, found, {name: tensor.to(model.device) for name, tensor in tensors.items()})
-    cache._lengths = lengths
-    if _described(_held(cache)) != _described(tensors):  # a wrong shape may fit by broadcasting
-        raise ValueError("its tensors are of other shapes")
-    cache._tokens = None
-    if tokens is not None:
-        if (
-            tokens.dtype != torch.int64
-            or ((tokens < 0) | (tokens >= model.config.vocab_size)).any()
-        ):
+    ids, tokens = tensors.pop("tokens", None), None
+    if ids is not None:
+        if ids.dtype != torch.int64 or ((ids < 0) | (ids >= model.config.vocab_size)).any():
             raise ValueError("its tokens are not this model's")
-        cache._tokens = [row.tolist() for row in tokens.split(lengths)]
+        tokens = [row.tolist() for row in ids.split(lengths)]
+    state = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    cache.restore(lengths, state, tokens)
     return cache
 
 
-def about(path: str | Path) -> dict[str, Any]:
+def describe_cache(path: str | Path) -> dict[str, Any]:
     """What a file says of its cache, from its first bytes alone: kind, lengths, notes, ...
 
     Raises:
         MinigptError: when the file is missing, or no cache.
     """
     return _header(Path(path), _open(Path(path)))[0]
-
-
-# --- what each kind keeps -------------------------------------------------------------------------
-
-
-def _held(cache: KVCache) -> dict[str, Tensor]:
-    """The tensors from which `_fill` makes the same cache again."""
-    if isinstance(cache, QuantizedCache):
-        S = len(cache)
-        used = S, S, -(-S // cache.BLOCK), S, cache.BLOCK
-        both = zip(_QUANTIZED, cache._tensors, used, strict=True)
-        return {name: tensor[:, :, :, :count] for name, tensor, count in both}
-    if isinstance(cache, WindowCache):
-        return {f"layer.{n}": data for n, data in enumerate(cache._data)}
-    tensors: dict[str, Tensor] = {}
-    for n in range(cache.spec.n_layer if len(cache) else 0):
-        tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"] = cache.layer(n)
-    return tensors
-
-
-_QUANTIZED = ("keys", "values", "key_scales", "value_scales", "recent")  # in the order of _tensors
-
-
-def _fill(cache: KVCache, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Copy the tensors of a file into a new cache."""
-    if isinstance(cache, QuantizedCache):
-        for name, to in zip(_QUANTIZED, cache._tensors, strict=True):
-            to[:, :, :, : tensors[name].shape[3]] = tensors[name]
-    elif isinstance(cache, WindowCache):
-        held = [len(positions) for positions in found["positions"]]
-        for positions, length in zip(found["positions"], found["lengths"], strict=True):
-            if positions != sorted({*range(length)} & {*positions}):
-                raise ValueError(f"positions are {positions}")
-        spec = cache.spec
-        shape = (2, cache.batch_size, spec.n_kv_head, max(held), spec.head_dim)
-        if _described(tensors) != {f"layer.{n}": (spec.dtype, shape) for n in range(spec.n_layer)}:
-            raise ValueError("its tensors are of other shapes")
-        cache._data = [tensors[f"layer.{n}"].clone() for n in range(cache.spec.n_layer)]
-        cache.positions[:] = found["positions"]
-    elif max(found["lengths"]) > 0:
-        # As a forward pass would: all rows as long as the longest, whose zeros are then cut off.
-        with cache.extend(cache.spec, cache.batch_size, max(found["lengths"])):
-            for n, layer in enumerate(cache.layers):
-                layer.append(tensors[f"layer.{n}.keys"], tensors[f"layer.{n}.values"])
-        if min(found["lengths"]) < len(cache):
-            cache.truncate(found["lengths"])
-
-
-def _described(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -255,7 +205,7 @@ def _header(path: Path, file: Any) -> tuple[dict[str, Any], str, str]:
         found = {}
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise MinigptError(
-            f"{path} does not hold a cache, needed a file that cache.save() or generate "
+            f"{path} does not hold a cache, needed a file that save_cache() or generate "
             f"--save-cache wrote"
         )
     if found.get("version") != VERSION:

@@ -20,6 +20,7 @@ from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, sha256
 
+BUNDLED = "toy"  # travels with the package, so it is there in any working directory
 WEIGHTS_DIR = Path("weights")  # where `download` puts checkpoints, seen from the working directory
 FILES = (CONFIG, "vocab.json", "merges.txt", WEIGHTS)  # of a published GPT-2; the weights last
 _PATTERNS = [*FILES, INDEX, "model-*.safetensors", "tokenizer.json", "added_tokens.json"]
@@ -57,16 +58,19 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
     """The directory that a name stands for, fetched from the hub when it is nowhere here.
 
     Args:
-        source: a directory; a name under `weights_dir`, such as "toy"; a short name of `PINNED`;
-            or a hub id such as "owner/model".
+        source: a directory; a name under `weights_dir`; "toy", which comes with the package; a
+            short name of `PINNED`; or a hub id such as "owner/model".
         weights_dir: where downloaded checkpoints lie; None: `weights` in the working directory.
 
     Raises:
         MinigptError: for a path that does not exist, or a model that cannot be fetched, or one
             whose checksum is known and wrong.
     """
+    by_hand = "a directory" if weights_dir is None else str(weights_dir / str(source))
     weights_dir = WEIGHTS_DIR if weights_dir is None else weights_dir
     name, path = str(source), Path(os.path.expanduser(path_of(source)))
+    if name == BUNDLED and not (path / CONFIG).is_file() and not (weights_dir / name).is_dir():
+        return _bundled()
     if name and os.path.isdir(path):  # rather than path.is_dir(), which fails for a long name
         return path
     if name and "/" not in name and os.path.isdir(weights_dir / name):
@@ -83,7 +87,7 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
     pin = PINNED.get(name, Pin(name))
     from huggingface_hub import constants
 
-    with _explained(pin.repo, weights_dir / name.split("/")[-1], Path(constants.HF_HUB_CACHE)):
+    with _explained(pin.repo, by_hand, Path(constants.HF_HUB_CACHE)):
         folder = _snapshot(pin)
     if not _has_weights(folder):
         raise MinigptError(
@@ -91,6 +95,18 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
             f"load it with transformers, save it with save_pretrained, and pass that directory"
         )
     return folder
+
+
+def _bundled() -> Path:
+    """The bundled model: inside the package as a wheel installs it, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for place in (package, package.parent):
+        if (place / "weights" / BUNDLED / CONFIG).is_file():
+            return place / "weights" / BUNDLED
+    raise MinigptError(
+        f"the model {BUNDLED!r} did not come with this installation: install minigpt again, or "
+        f"pass the directory of another one"
+    )
 
 
 def _snapshot(pin: Pin) -> Path:
@@ -169,11 +185,12 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             f"keeping, and download again"
         )
     if _missing(folder):
-        with _explained(pin.repo, folder, weights_dir):
+        with _explained(pin.repo, str(folder), weights_dir):
             commit = _current_commit(pin, endpoint or os.environ.get("HF_ENDPOINT"))
             partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):  # another process may be at the same, and be done meanwhile
-                _fetch(pin, commit, _missing(folder), partial, folder, endpoint)
+                if files := _missing(folder):
+                    _fetch(pin, commit, files, partial, folder, endpoint)
     shutil.rmtree(partial, ignore_errors=True)
     return folder
 
@@ -220,11 +237,11 @@ def _difference(file: Path, pin: Pin) -> str | None:
 
 
 @contextmanager
-def _explained(repo: str, folder: Path, place: Path) -> Iterator[None]:
+def _explained(repo: str, folder: str, place: Path) -> Iterator[None]:
     """Whatever the hub's client raises, as one sentence that says what to do.
 
     Args:
-        folder: where the files may be placed by hand.
+        folder: where the files may be placed by hand, in words.
         place: where the client writes them.
     """
     try:
@@ -239,8 +256,7 @@ def _explained(repo: str, folder: Path, place: Path) -> Iterator[None]:
             ) from error
         raise MinigptError(
             f"could not fetch {repo} from the hub ({_reason(error)}): try again later, set "
-            f"HF_ENDPOINT to a mirror, or place {', '.join(FILES)} in {folder} by hand "
-            f"and load that folder"
+            f"HF_ENDPOINT to a mirror, or place {', '.join(FILES)} in {folder} by hand and load it"
         ) from error
 
 

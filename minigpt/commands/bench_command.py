@@ -5,25 +5,34 @@ from __future__ import annotations
 import argparse
 import json
 
-from minigpt.commands.options import DTYPES, Subcommands, load
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    device_options,
+    model_option,
+    precision_option,
+)
+
+EXAMPLES = (
+    "minigpt bench --model toy --quick --only decode",
+    "minigpt bench --model random:gpt2 --markdown",
+)
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser("bench", help="measure speed and memory, side by side")
-    command.set_defaults(run=run, numerics="fast", weights=None)  # it measures all of them
+    command = add_command(
+        commands, "bench", "measure speed and memory, side by side", run, EXAMPLES
+    )
+    command.set_defaults(numerics="fast", weights=None)  # it measures all of them
+    model_option(command, "random:gpt2")
+    precision_option(command)
+    device_options(command)
     command.add_argument(
-        "--model", default="random:gpt2", metavar="SOURCE",
-        help="directory or name, or random:PRESET for that shape with random weights "
-        "(default random:gpt2)",
-    )  # fmt: skip
-    command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    command.add_argument(
-        "--only", metavar="SECTION[,SECTION]",
+        "--only",
+        metavar="SECTION[,SECTION]",
         help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits "
         "(default all)",
-    )  # fmt: skip
+    )
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
     command.add_argument("--quick", action="store_true", help="as little as shows that it works")
     command.add_argument(
@@ -36,15 +45,19 @@ def add(commands: Subcommands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import torch
+
     from minigpt.bench.sections import Bench, checkpoint, choose
+    from minigpt.commands.models import load
     from minigpt.study import plot
 
     if options.plot:
         plot.check(options.plot)  # before minutes of measuring
 
     sections, source = choose(options.only), options.model
-    with checkpoint(source, DTYPES.get(options.dtype)) as directory:
-        options.model = directory
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    with checkpoint(source, dtype) as directory:
+        options.model = str(directory)
         bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
         table = bench.measure(sections)
     table.about = {"model": source, **table.about}

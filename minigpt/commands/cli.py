@@ -1,7 +1,8 @@
 """The command line: one module of `commands/` for each command.
 
 Exit codes: 0 done, 1 a check failed, 2 a mistake in the input (one sentence on stderr), 130
-interrupted. Text goes to stdout, everything about the run to stderr.
+interrupted. Text goes to stdout, everything about the run to stderr. Until a command runs, nothing
+is imported that needs PyTorch.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-
-import torch
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import minigpt
 from minigpt.commands import (
@@ -26,8 +28,10 @@ from minigpt.commands import (
     train_command,
     verify_command,
 )
-from minigpt.commands.options import say
+from minigpt.commands.options import Parser, say
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.wording import meant
 
 COMMANDS = (
     generate_command,
@@ -46,15 +50,17 @@ MOST_THREADS = 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        options = parser().parse_args(arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        with leaving_at_once():
+            import torch
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # rather "?" than an error, on an old terminal
         if getattr(options, "threads", None) is not None:
-            if not 1 <= options.threads <= MOST_THREADS:
-                raise MinigptError(f"--threads is {options.threads}, needed 1 to {MOST_THREADS}")
-            torch.set_num_threads(options.threads)
+            torch.set_num_threads(whole("--threads", options.threads, 1, MOST_THREADS))
         run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        code = run(options)
+        print(end="", flush=True)  # here, where a reader that has left is no surprise
+        return code
     except MinigptError as error:
         say(f"minigpt: {error}")
         return 2
@@ -66,17 +72,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options given; ends the process where argparse would."""
+    top, names = parser()
+    first = next((word for word in arguments if not word.startswith("-")), None)
+    if first is not None and first not in names:
+        known = meant(first, names) or f", needed one of {', '.join(names)}"
+        top.error(f"there is no command {first!r}{known}")
+    return top.parse_args(arguments)
+
+
+def parser() -> tuple[Parser, list[str]]:
+    """The parser of everything, and the names of the commands."""
+    top = Parser(
         prog="minigpt",
+        usage="minigpt COMMAND ...",
         description="GPT-2 with a KV cache whose logits equal the uncached ones, bit for bit.",
+        examples=(
+            'minigpt generate --prompt "Once upon a time"',
+            "minigpt verify",
+        ),
     )
     top.add_argument("--version", action="version", version=f"minigpt {minigpt.__version__}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", prog=top.prog)
     for command in COMMANDS:
         command.add(commands)
-    return top
+    return top, list(commands.choices)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process there and then.
+
+    For imports of other people's modules, where an exception may be swallowed or turned into
+    another; nothing has been begun yet that would have to be ended.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # signals cannot be set, or somebody has set them
+        return
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, b"\ninterrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

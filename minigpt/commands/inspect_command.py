@@ -5,28 +5,34 @@ from __future__ import annotations
 import argparse
 import json
 
-from minigpt.commands.options import Subcommands, say
-from minigpt.study.cost import inspect, parse_size
+from minigpt.commands.options import MODEL, Subcommands, add_command, model_option, say
+
+EXAMPLES = ("minigpt inspect", "minigpt inspect gpt2-xl --batch 4 --memory 16GB")
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser(
-        "inspect", help="show a model's parameters, and what a cache for it costs"
+    command = add_command(
+        commands,
+        "inspect",
+        "show a model's parameters, and what a cache for it costs",
+        run,
+        EXAMPLES,
     )
-    command.set_defaults(run=run)
     command.add_argument(
-        "source", nargs="?", metavar="MODEL",
+        "source",
+        nargs="?",
+        metavar="MODEL",
         help="directory (config.json will do), a preset such as gpt2-xl or random:gpt2-xl, or a "
-        "name on the hub (default weights/toy)",
-    )  # fmt: skip
-    command.add_argument(
-        "--model", default="weights/toy", metavar="MODEL", help="the same, as other commands say it"
+        f"name on the hub (default {MODEL})",
     )
+    model_option(command, MODEL)
     command.add_argument("--batch", type=int, default=1, metavar="B", help="rows (default 1)")
     command.add_argument(
-        "--memory", default="8GB", metavar="SIZE",
+        "--memory",
+        default="8GB",
+        metavar="SIZE",
         help="for weights and caches, such as 512MB, 8GB or 8GiB (default 8GB)",
-    )  # fmt: skip
+    )
     command.add_argument("--json", action="store_true", help="the same as JSON")
     command.add_argument(
         "--plot", metavar="FILE", help="draw how caches grow, as .png or .svg (needs matplotlib)"
@@ -34,6 +40,8 @@ def add(commands: Subcommands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from minigpt.study.cost import inspect, parse_size
+
     found = inspect(options.source or options.model, options.batch, parse_size(options.memory))
     if options.plot:
         from minigpt.study.plot import cache_growth

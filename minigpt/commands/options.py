@@ -1,67 +1,133 @@
-"""What several commands share: choosing a model and a device, and talking on stderr."""
+"""What the commands' options have in common: how they are parsed, explained and answered.
+
+Nothing here needs PyTorch, so help and the answer to a mistyped option come at once; what the
+options name is loaded in `models.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from minigpt.model import GPT
-from minigpt.numerics import NUMERICS
-from minigpt.support import checks
-from minigpt.support.errors import MinigptError
+from minigpt.support.wording import meant
 
 if TYPE_CHECKING:
-    Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Subcommands = argparse._SubParsersAction["Parser"]
 else:
     Subcommands = object
 
-SMALL = 10_000_000  # parameters
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The library has these names too, behind PyTorch; a test holds them together.
+NUMERICS = ("exact", "fast")
+DTYPES = ("float32", "bfloat16", "float16")
+MODEL = "toy"  # bundled
+NARROW = 60  # characters of a line, below which argparse's list of all options does not fit
 
 
-def model_options(command: argparse.ArgumentParser, model: str = "weights/toy") -> None:
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistyped option with its own usage and the nearest name.
+
+    Args:
+        examples: commands that its help ends with.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        if shutil.get_terminal_size().columns < NARROW:
+            settings.setdefault("usage", "%(prog)s [options]")
+        super().__init__(*arguments, **settings)
+        self.examples = examples
+
+    def parse_known_args(self, *arguments: Any) -> tuple[Any, list[str]]:  # type: ignore[override]
+        """As in argparse, where only the parser at the top would refuse what is left over."""
+        options, rest = super().parse_known_args(*arguments)
+        if rest:
+            word = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+            if word.startswith("-"):
+                self.error(f"there is no option {word}{meant(word, self._option_string_actions)}")
+            self.error(f"{word!r} is one word too many: quote a text, and see --help")
+        return options, rest
+
+    def format_help(self) -> str:
+        shown = super().format_help()
+        if self.examples:
+            width = shutil.get_terminal_size().columns
+            lines = [wrapped(example, width) for example in self.examples]
+            shown += "\n".join(["\nexamples:", *lines, ""])
+        return shown
+
+
+def wrapped(command: str, width: int) -> str:
+    """A shell command on as many lines as it takes, cut between words; quoted text stays whole."""
+    lines = [" "]
+    for word in re.findall(r'(?:"[^"]*"|\S)+', command):
+        if len(lines[-1]) + len(word) + len("  \\") > width and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
+def add_command(
+    commands: Subcommands,
+    name: str,
+    about: str,
+    run: Callable[[argparse.Namespace], int],
+    examples: Sequence[str],
+    **settings: Any,
+) -> Parser:
+    """A command without options yet; `about` it is one line, for the list of all."""
+    description = settings.pop("description", f"{about[0].upper()}{about[1:]}.")
+    command = commands.add_parser(
+        name, help=about, description=description, examples=examples, **settings
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def model_options(command: argparse.ArgumentParser) -> None:
+    model_option(command, MODEL)
     command.add_argument(
-        "--model", default=model, metavar="SOURCE",
-        help=f"directory, or a name such as gpt2 (default {model})",
-    )  # fmt: skip
-    command.add_argument("--numerics", choices=NUMERICS, default="exact", help="(default exact)")
-    command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
+        "--numerics",
+        choices=NUMERICS,
+        default="exact",
+        help="exact: the bits do not depend on how the work was cut; fast: whatever is quickest "
+        "(default exact)",
+    )
+    precision_option(command)
     command.add_argument(
         "--weights", choices=["int8"], help="8-bit weights: quicker and smaller, other logits"
     )
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    device_options(command)
+
+
+def model_option(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (default all; 1 for small models)"
+        "--model",
+        default=default,
+        metavar="SOURCE",
+        help="directory, a name such as toy or gpt2, or random:PRESET for that shape with random "
+        f"weights (default {default})",
     )
 
 
-def load(options: argparse.Namespace) -> GPT:
-    """The model that --model, --dtype, --weights, --device and --numerics name."""
-    dtype = DTYPES[options.dtype] if options.dtype else None
-    model = GPT.from_pretrained(
-        options.model, dtype, device_named(options.device), options.numerics, options.weights
-    )
-    if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL:
-        torch.set_num_threads(1)  # its products are over before a second thread has begun
-    return model
+def precision_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=DTYPES, help="default: what the checkpoint has")
 
 
-def load_draft(source: str, options: argparse.Namespace) -> str | GPT:
-    """What --draft names: "lookup", or a model, which may be wrong and so runs in fast numerics."""
-    if source == "lookup":
-        return source
-    return GPT.from_pretrained(source, None, device_named(options.device), "fast")
+def device_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    threads_option(command, "CPU threads (default all; 1 for small models)")
 
 
-def device_named(name: str) -> torch.device:
-    """What --device names; "meta" has no numbers to run a command on."""
-    device = checks.device_named(name)
-    if device.type == "meta":
-        raise MinigptError(f"device {name!r} cannot be used here: it holds shapes without numbers")
-    return device
+def threads_option(command: argparse.ArgumentParser, about: str = "CPU threads") -> None:
+    command.add_argument("--threads", type=int, metavar="N", help=about)
+
+
+def seed_option(command: argparse.ArgumentParser, about: str = "same seed, same text") -> None:
+    command.add_argument("--seed", type=int, default=0, metavar="N", help=f"{about} (default 0)")
 
 
 def say(line: str, end: str = "\n") -> None:

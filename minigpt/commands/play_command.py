@@ -5,26 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from minigpt.commands.generate_command import SAMPLING, sampling_options
-from minigpt.commands.options import Subcommands, load, model_options, say
-from minigpt.commands.session import Session
+from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minigpt.commands.session import Session
+
+EXAMPLES = ("minigpt play", "minigpt play --temperature 0 --max-new-tokens 20")
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser("play", help="write a text with the model, turn by turn")
-    command.set_defaults(run=run)
+    command = add_command(
+        commands, "play", "write a text with the model, turn by turn", run, EXAMPLES
+    )
     model_options(command)
-    command.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="per turn")
+    command.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=60,
+        metavar="N",
+        help="what the model writes per turn (default 60)",
+    )
     sampling_options(command)
-    command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    seed_option(command)
 
 
 def run(options: argparse.Namespace) -> int:
+    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.commands.session import Session
+
     model = load(options)
-    tokenizer = Tokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     settings = {name: getattr(options, name) for name in (*SAMPLING, "max_new_tokens", "seed")}
     session = Session(model, tokenizer)
     for name, value in settings.items():

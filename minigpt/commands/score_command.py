@@ -5,34 +5,45 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
-from minigpt.commands.options import Subcommands, load, model_options, say
-from minigpt.study.likelihood import Score, score
+import minigpt
+from minigpt.commands.options import Subcommands, add_command, model_options, say
 from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import Tokenizer
+from minigpt.support.wording import counted
+
+if TYPE_CHECKING:
+    from minigpt import Score, Tokenizer
+
+EXAMPLES = ("minigpt score story.txt", "minigpt score story.txt --tokens")
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser("score", help="how likely the model finds a text: its perplexity")
-    command.set_defaults(run=run)
+    about = "tell how likely the model finds a text: its perplexity"
+    command = add_command(commands, "score", about, run, EXAMPLES)
     command.add_argument("file", metavar="FILE", help="UTF-8 text; - is standard input")
     model_options(command)
     command.add_argument(
-        "--stride", type=int, metavar="N",
+        "--stride",
+        type=int,
+        metavar="N",
         help="of the windows over a text longer than the context (default half the context): "
         "smaller is slower and gives each token more to go by",
-    )  # fmt: skip
+    )
     command.add_argument("--tokens", action="store_true", help="a line for each token")
     command.add_argument("--json", action="store_true", help="the figures as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
+    text = read(options.file)
+
     from tqdm import tqdm
 
-    text = read(options.file)
+    from minigpt.commands.models import load, load_tokenizer
+
     model = load(options)
-    tokenizer = Tokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     ids = tokenizer.encode(text)
     eot = model.config.eos_token_id
     if eot is None:
@@ -40,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         ids = [eot, *ids]
     with tqdm(total=len(ids) - 1, unit="token", leave=False) as bar:
-        result = score(model, ids, options.stride, progress=bar.update)
+        result = minigpt.score(model, ids, options.stride, progress=bar.update)
     n_bytes = len(tokenizer.decode_bytes(ids[1:]))
     figures: dict[str, object] = {
         "tokens": len(ids) - 1,
@@ -55,10 +66,11 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(figures, indent=2))
         return 0
     if options.tokens:
-        print(table(result, tokenizer))
+        print(listing(result, tokenizer))
     print(
-        f"{len(ids) - 1:,} tokens, {n_bytes:,} bytes: {result.loss:.4f} nats per token, "
-        f"perplexity {result.perplexity:.2f}, {result.bits_per_byte(n_bytes):.4f} bits per byte"
+        f"{counted(len(ids) - 1, 'token')}, {counted(n_bytes, 'byte')}: "
+        f"{result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, "
+        f"{result.bits_per_byte(n_bytes):.4f} bits per byte"
     )
     return 0
 
@@ -81,7 +93,7 @@ def read(file: str) -> str:
     return text
 
 
-def table(result: Score, tokenizer: Tokenizer) -> str:
+def listing(result: Score, tokenizer: Tokenizer) -> str:
     """A line for each scored token: its id, its log-probability in nats, its text."""
     lines = [f"{'id':>6} {'nats':>9}  token"]
     scores = result.log_probabilities.tolist()

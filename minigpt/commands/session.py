@@ -1,6 +1,6 @@
 """A text written in turns, you and the model, over one cache that is kept between them.
 
-`Session` is what happens; the terminal around it is in `commands/play.py`. Between turns only the
+`Session` is what happens; the terminal around it is in `play_command.py`. Between turns only the
 new tokens are computed. Rewinding truncates the cache, branching forks it.
 """
 
@@ -19,6 +19,7 @@ from minigpt.generation.text import TextStream, stream_text
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.wording import counted
 from minigpt.tokenizer import Tokenizer
 
 SETTINGS: dict[str, type] = {
@@ -81,8 +82,8 @@ class Session:
         result: Generation = pieces.result
         computed = max(0, window - result.reused)
         note = (
-            f"{computed} of {window} tokens of the text computed, {result.reused} from the cache, "
-            f"{len(result.tokens)} written at {result.tokens_per_second:,.0f} tokens/s"
+            f"{computed} of {counted(window, 'token')} of the text computed, {result.reused} from "
+            f"the cache, {len(result.tokens)} written at {result.tokens_per_second:,.0f} tokens/s"
         )
         if result.drafted:
             note += f", {result.accepted} of {result.drafted} guesses came true"
@@ -102,8 +103,8 @@ class Session:
         """
         if not 1 <= count <= len(self.turns):
             raise MinigptError(
-                f"cannot rewind {count} turns: there were {len(self.turns)}, needed a number from "
-                f"1 to that"
+                f"cannot rewind {counted(count, 'turn')}: there were {len(self.turns)}, needed a "
+                f"number from 1 to that"
             )
         length = self.turns[-count]
         del self.turns[-count:]
@@ -171,8 +172,9 @@ class Session:
         else:
             answer = f"no, by up to {float((cached - uncached).abs().max()):.2g}"
         return (
-            f"next logits after {len(window)} tokens: cached {1000 * (middle - began):.1f} ms, "
-            f"uncached {1000 * (ended - middle):.1f} ms; logits equal: {answer}"
+            f"next logits after {counted(len(window), 'token')}: "
+            f"cached {1000 * (middle - began):.1f} ms, uncached {1000 * (ended - middle):.1f} ms; "
+            f"logits equal: {answer}"
         )
 
     def draw(self, width: int = 40) -> str:
@@ -191,17 +193,21 @@ class Session:
             if words and not words[0].isdecimal():
                 raise MinigptError(f"/rewind takes a number of turns, found {words[0]!r}")
             self.rewind(int(words[0]) if words else 1)
-            return f"{len(self.tokens)} tokens are left"
+            return f"{counted(len(self.tokens), 'token')} left"
         if name == "branch" and len(words) == 1:
             self.branch(words[0])
-            return f"branch {words[0]}: {len(self.tokens)} tokens"
+            return f"branch {words[0]}: {counted(len(self.tokens), 'token')}"
         if name == "go" and len(words) == 1:
             self.go(words[0])
-            return f"{len(self.tokens)} tokens"
+            return counted(len(self.tokens), "token")
         if name == "go" and not words:
-            return "\n".join(
-                f"{name}: {len(tokens)} tokens" for name, (tokens, *_) in self.branches.items()
-            ) or "no branches yet: /branch NAME makes one"  # fmt: skip
+            return (
+                "\n".join(
+                    f"{name}: {counted(len(tokens), 'token')}"
+                    for name, (tokens, *_) in self.branches.items()
+                )
+                or "no branches yet: /branch NAME makes one"
+            )
         if name == "set" and len(words) == 2:
             self.set(*words)
             return f"{words[0]} = {words[1]}"

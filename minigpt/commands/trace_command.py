@@ -6,29 +6,46 @@ import argparse
 import os
 from pathlib import Path
 
-from minigpt.commands.generate_command import SAMPLING, read_prompt, sampling_options
-from minigpt.commands.options import Subcommands, load, model_options, say, status
-from minigpt.study.tracing import trace, write_html
+from minigpt.commands.generate_command import (
+    SAMPLING,
+    prompt_option,
+    read_prompt,
+    sampling_options,
+)
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    say,
+    seed_option,
+    status,
+)
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import Tokenizer
+from minigpt.support.wording import counted
+
+EXAMPLES = (
+    'minigpt trace --prompt "Once upon a time"',
+    'minigpt trace --prompt "The fox" --max-new-tokens 10 --out fox.html',
+)
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser(
-        "trace", help="write a page that shows decoding step by step, cached beside uncached"
-    )
-    command.set_defaults(run=run)
+    about = "write a page that shows decoding step by step, cached beside uncached"
+    command = add_command(commands, "trace", about, run, EXAMPLES)
     model_options(command)
-    command.add_argument("--prompt", help="text to continue; without it, standard input is read")
+    prompt_option(command)
     command.add_argument(
         "--max-new-tokens", type=int, default=40, metavar="N", help="steps (default 40)"
     )
     sampling_options(command)
-    command.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    seed_option(command)
     command.add_argument(
-        "--out", type=Path, default=Path("trace.html"), metavar="FILE",
+        "--out",
+        type=Path,
+        default=Path("trace.html"),
+        metavar="FILE",
         help="the page, one file that needs no network (default trace.html)",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,21 +58,30 @@ def run(options: argparse.Namespace) -> int:
     prompt = read_prompt() if options.prompt is None else options.prompt
     if not prompt:
         say("the prompt is empty: starting from the end-of-text token")
+
+    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.study.tracing import trace, write_html
+
     model = load(options)
-    tokenizer = Tokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     settings = {name: getattr(options, name) for name in SAMPLING}
     result = trace(
-        model, tokenizer, prompt, options.max_new_tokens, seed=options.seed, progress=status,
+        model,
+        tokenizer,
+        prompt,
+        options.max_new_tokens,
+        seed=options.seed,
+        progress=status,
         **settings,
-    )  # fmt: skip
+    )
     status("")
     write_html(result, options.out)
     steps = result.steps
     cached, uncached = (
-        sum(getattr(step, way).seconds for step in steps) for way in ("cached", "uncached")
+        1000 * sum(getattr(step, way).seconds for step in steps) for way in ("cached", "uncached")
     )
     say(
-        f"{len(steps)} steps, {1000 * cached:.0f} ms with the cache and {1000 * uncached:.0f} ms "
+        f"{counted(len(steps), 'step')}, {cached:.0f} ms with the cache and {uncached:.0f} ms "
         f"without; logits equal at {sum(step.equal for step in steps)} of {len(steps)}"
     )
     print(options.out)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minigpt.commands.options import Subcommands, device_named
+from minigpt.commands.options import Subcommands, add_command, threads_option
 from minigpt.training.recipes import PRESETS, TrainConfig, configure, preset, read_toml
 
 ABOUT = """\
@@ -17,15 +17,26 @@ model was made;
 --preset changes some, then --config, then the command line. Under torchrun the same command trains
 on many devices.
 """
+EXAMPLES = (
+    "minigpt train --task addition --out runs/addition",
+    "minigpt train --data story.txt --preset laptop --steps 500",
+)
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser(
-        "train", help="train a model, from scratch or from a checkpoint", description=ABOUT
+    command = add_command(
+        commands,
+        "train",
+        "train a model, from scratch or from a checkpoint",
+        run,
+        EXAMPLES,
+        description=ABOUT,
+        usage="minigpt train [options]",
     )
-    command.set_defaults(run=run)
     command.add_argument(
-        "--preset", help=f"a recipe: {', '.join(PRESETS)} (default stories, or the task's)"
+        "--preset",
+        metavar="NAME",
+        help=f"a recipe: {', '.join(PRESETS)} (default stories, or the task's)",
     )
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="fields from a file")
     command.add_argument(
@@ -35,29 +46,35 @@ def add(commands: Subcommands) -> None:
         "--resume", action="store_true", help="continue the run in --out, if there is one"
     )
     command.add_argument(
-        "--cache", type=Path, default=Path("runs/data"), metavar="DIR", help="of tokenized text"
+        "--cache",
+        type=Path,
+        default=Path("runs/data"),
+        metavar="DIR",
+        help="where tokenized text is kept (default runs/data)",
     )
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
+    threads_option(command)
+    kinds = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
     for f in fields(TrainConfig):
         flags = [f"--{f.name.replace('_', '-')}", *(["--from"] if f.name == "start" else [])]
+        told = f.metadata["about"] + (f" (default {f.default})" if f.default != "" else "")
         about: dict[str, Any] = {
-            "dest": f"field_{f.name}", "default": None,
-            "help": f"{f.metadata['about']} (default {f.default})".replace("%", "%%"),
-        }  # fmt: skip
+            "dest": f"field_{f.name}",
+            "default": None,
+            "help": told.replace("%", "%%"),
+        }
         if f.type == "bool":
             command.add_argument(*flags, action=argparse.BooleanOptionalAction, **about)
         else:
-            choices = f.metadata["choices"] or None
-            metavar = None if choices else str(f.type).upper()
-            command.add_argument(
-                *flags, type=kinds[str(f.type)], choices=choices, metavar=metavar, **about
-            )
+            kind, metavar = kinds[str(f.type)]
+            choices = f.metadata["choices"]
+            about |= {"choices": choices} if choices else {"metavar": metavar}
+            command.add_argument(*flags, type=kind, **about)
 
 
 def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from minigpt.commands.models import device_named
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
     from minigpt.training.parallel import processes

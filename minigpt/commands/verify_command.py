@@ -7,40 +7,48 @@ import json
 import random
 
 import minigpt
-from minigpt.commands.options import Subcommands, device_named, load, model_options, status
-from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import Tokenizer
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    seed_option,
+    status,
+)
+from minigpt.support.checks import whole
+
+EXAMPLES = ("minigpt verify", "minigpt verify --model random:gpt2 --tokens 40")
 
 
 def add(commands: Subcommands) -> None:
-    command = commands.add_parser(
-        "verify", help="check that cached logits equal uncached ones, bit for bit"
-    )
-    command.set_defaults(run=run)
+    about = "check that cached logits equal uncached ones, bit for bit"
+    command = add_command(commands, "verify", about, run, EXAMPLES)
     model_options(command)
     text = command.add_mutually_exclusive_group()
     text.add_argument("--prompt", help="text to check on; default: random tokens")
     text.add_argument("--tokens", type=int, metavar="N", help="random tokens to check on (160)")
-    command.add_argument("--seed", type=int, default=0, help="of the random tokens and chunks")
+    seed_option(command, "of the random tokens and chunks")
     command.add_argument("--json", action="store_true", help="the report as JSON")
     command.add_argument(
-        "--matrix", action="store_true",
+        "--matrix",
+        action="store_true",
         help="instead of one model, every dtype, head layout and width against all that may vary",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     if options.matrix:
         return matrix(options)
+
+    from minigpt.commands.models import load, load_tokenizer
+
     model = load(options)
     ids: list[int] | None = None
     if options.prompt is not None:
-        ids = Tokenizer.from_pretrained(options.model).encode(options.prompt)
+        ids = load_tokenizer(options.model).encode(options.prompt)
     elif options.tokens is not None:
-        if options.tokens < 0:
-            raise MinigptError(f"--tokens is {options.tokens}, needed a whole number of at least 2")
+        count = whole("--tokens", options.tokens, 2)
         rng = random.Random(options.seed)
-        ids = [rng.randrange(model.config.vocab_size) for _ in range(options.tokens)]
+        ids = [rng.randrange(model.config.vocab_size) for _ in range(count)]
     report = minigpt.verify(model, ids, options.seed, progress=status)
     status("")
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
@@ -50,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def matrix(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from minigpt.commands.models import device_named
     from minigpt.study.matrix import COLUMNS, ROWS, Cells, cell, render
 
     results, device = {}, device_named(options.device)

@@ -7,7 +7,6 @@ Printing is left to the command line.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
+from minigpt.support.memory import peak_memory
 from minigpt.training.losses import evaluate
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Source, Text
@@ -142,15 +142,3 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         (peak for key, peak in PEAKS.items() if key in name.split()[1:] or key in name), None
     )
     return found and found[precision == "float32"]
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most that was in use at one time: on the device, or by this process. Bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,16 +15,17 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from minigpt.config import GPTConfig
-from minigpt.model import GPT
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
-from minigpt.support.modes import evaluating
 from minigpt.tokenizer import CharTokenizer, Tokenizer
-from minigpt.training.data import IGNORED, draws
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt.model import GPT
 
 MODULUS = 61  # a prime whose residues are one character each
 RESIDUES = (string.digits + string.ascii_letters)[:MODULUS]
@@ -108,6 +109,10 @@ class Task:
             inputs and targets, (R, Q + A) int64 each; only the targets of the answer and of the
             end after it count, the others are `IGNORED`.
         """
+        import torch  # here: the recipes name the tasks, and help names the recipes
+
+        from minigpt.training.data import IGNORED, draws
+
         end = self.tokenizer.eot_token
         listed = []
         for number in draws(seed, step, rows).tolist():
@@ -148,9 +153,10 @@ class Task:
         Raises:
             MinigptError: when the model's context or vocabulary is too small, or count is below 1.
         """
+        import torch
+
         tokenizer = tokenizer or self.tokenizer
-        if type(count) is not int or count < 1:
-            raise MinigptError(f"count is {count!r}, needed a whole number from 1 on")
+        count = whole("count", count)
         if model.config.n_positions < self.context:
             raise MinigptError(
                 f"the model's context is {model.config.n_positions}, needed {self.context} for a "
@@ -173,14 +179,17 @@ class Task:
         return right / len(problems)
 
 
-@torch.inference_mode()
 def continue_greedily(model: GPT, tokens: Tensor, count: int, use_cache: bool = True) -> Tensor:
     """The likeliest next tokens of several texts of one length: (B, T) -> (B, count) on the CPU."""
+    import torch
+
+    from minigpt.support.modes import evaluating
+
     tokens = tokens.to(model.device)
     length = tokens.shape[1] + count - 1  # the last token is not read again
     cache = model.new_cache(len(tokens), length) if use_cache else None
     text = pending = tokens
-    with evaluating(model):
+    with evaluating(model), torch.inference_mode():
         for _ in range(count):
             new = model.next_logits(pending, cache=cache).argmax(dim=-1, keepdim=True)  # (B, 1)
             text = torch.cat((text, new), dim=1)

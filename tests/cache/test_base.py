@@ -39,6 +39,10 @@ def test_length_counts_the_positions_held(exact, text, kind):
     assert len(cache) == 6
 
 
+def test_a_cache_is_true_even_when_it_is_empty(exact, kind):
+    assert exact.new_cache(kind=kind)
+
+
 def test_capacity_is_the_context_unless_asked_otherwise(exact):
     assert exact.new_cache().capacity == 160
     assert exact.new_cache(max_length=10).capacity == 10

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt import KVCache, MinigptError
+from minigpt import KVCache, MinigptError, load_cache, save_cache
 from minigpt.cache.kinds import KINDS
 from minigpt.cache.lossy import WindowCache
-from minigpt.checkpoint import caches as cache_file
+from minigpt.checkpoint.caches import FORMAT, describe_cache
 
 SETTINGS = {"paged": {"page": 8}, "window": {"window": 24, "sinks": 2}}
 
@@ -36,7 +36,7 @@ def prefilled(exact, text):
 
 def refusal(path, model, **settings):
     with pytest.raises(MinigptError) as refused:
-        cache_file.load(path, model, **settings)
+        load_cache(path, model, **settings)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -47,8 +47,8 @@ class TestALoadedCache:
     def test_goes_on_as_the_saved_one_would_have(self, exact, text, prefilled, tmp_path, kind,
                                                  lengths):  # fmt: skip
         cache = prefilled(kind, lengths)
-        cache.save(tmp_path / "cache")
-        loaded = KVCache.load(tmp_path / "cache", exact)
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", exact)
         for count in (1, 5, 40, 1):  # through pages, blocks and windows
             tokens = text(len(lengths), count, seed=count)
             assert torch.equal(exact(tokens, cache=loaded), exact(tokens, cache=cache))
@@ -56,17 +56,17 @@ class TestALoadedCache:
     def test_is_of_the_same_kind_settings_size_and_tokens(self, exact, prefilled, tmp_path, kind,
                                                           lengths):  # fmt: skip
         cache = prefilled(kind, lengths)
-        cache.save(tmp_path / "cache")
-        loaded = KVCache.load(tmp_path / "cache", exact)
-        assert loaded._settings() == cache._settings()
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", exact)
+        assert loaded.settings == cache.settings
         assert (loaded.capacity, loaded.lengths) == (cache.capacity, cache.lengths)
         assert loaded.tokens == cache.tokens
         assert repr(loaded) == repr(cache)
 
     def test_can_be_cut_and_branched(self, exact, text, prefilled, tmp_path, kind, lengths):
         cache = prefilled(kind, lengths)
-        cache.save(tmp_path / "cache")
-        loaded = KVCache.load(tmp_path / "cache", exact)
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", exact)
         for one in (cache, loaded):
             one.truncate([length // 3 for length in lengths])
         tokens = text(len(lengths), 3)
@@ -77,59 +77,64 @@ class TestALoadedCache:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_cache_is_kept_too(exact, text, prefilled, tmp_path, kind):
     cache = prefilled(kind, (0,))
-    cache.save(tmp_path / "cache")
-    loaded = KVCache.load(tmp_path / "cache", exact)
+    save_cache(cache, tmp_path / "cache")
+    loaded = load_cache(tmp_path / "cache", exact)
     assert torch.equal(exact(text(1, 9), cache=loaded), exact(text(1, 9), cache=cache))
 
 
 class TestTheFile:
     def test_holds_what_is_in_use_and_not_the_room_for_more(self, exact, prefilled, tmp_path):
         for length in (10, 20):
-            prefilled("static", (length,)).save(tmp_path / f"{length}")
+            save_cache(prefilled("static", (length,)), tmp_path / f"{length}")
         sizes = [(tmp_path / name).stat().st_size for name in ("10", "20")]
         per_token = exact.cache_spec.bytes_per_token + 8  # and the token's id
         assert abs(sizes[1] - sizes[0] - 10 * per_token) < 64  # the header's numbers, rounded up
 
     def test_may_be_deleted_when_it_is_loaded(self, exact, text, prefilled, tmp_path):
         cache = prefilled("window")
-        cache.save(tmp_path / "cache")
-        loaded = KVCache.load(tmp_path / "cache", exact)
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", exact)
         (tmp_path / "cache").unlink()
         assert torch.equal(exact(text(1, 3), cache=loaded), exact(text(1, 3), cache=cache))
 
     def test_can_be_loaded_with_more_room(self, exact, text, tmp_path):
         cache = exact.new_cache(max_length=20)
         exact(text(1, 20), cache=cache)
-        cache.save(tmp_path / "cache")
-        loaded = cache_file.load(tmp_path / "cache", exact, max_length=40)
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", exact, max_length=40)
         want = exact(torch.cat([text(1, 20), text(1, 20, 1)], 1))
         assert torch.equal(exact(text(1, 20, 1), cache=loaded), want[:, 20:])
 
     def test_tells_about_itself_without_being_read(self, prefilled, tmp_path):
-        cache_file.save(prefilled("paged"), tmp_path / "cache", {"seconds": 1.5})
-        found = cache_file.about(tmp_path / "cache")
+        save_cache(prefilled("paged"), tmp_path / "cache", {"seconds": 1.5})
+        found = describe_cache(tmp_path / "cache")
         assert found["kind"] == "paged"
         assert found["settings"] == {"page": 8}
         assert found["lengths"] == [50]
         assert found["notes"] == {"seconds": 1.5}
 
+    def test_takes_no_notes_that_json_cannot_hold(self, prefilled, tmp_path):
+        with pytest.raises(MinigptError, match="the notes are not what JSON can hold: .*Tensor"):
+            save_cache(prefilled(), tmp_path / "cache", {"logits": torch.zeros(1)})
+        assert os.listdir(tmp_path) == []
+
     def test_keeps_tokens_unknown(self, exact, prefilled, tmp_path):
         cache = prefilled()
         cache._tokens = None
-        cache.save(tmp_path / "cache")
-        assert KVCache.load(tmp_path / "cache", exact).tokens is None
+        save_cache(cache, tmp_path / "cache")
+        assert load_cache(tmp_path / "cache", exact).tokens is None
 
     def test_takes_half_precision(self, make_model, text, tmp_path):
         model = make_model(numerics="exact", dtype=torch.bfloat16)
         cache = model.new_cache()
         model(text(1, 30), cache=cache)
-        cache.save(tmp_path / "cache")
-        loaded = KVCache.load(tmp_path / "cache", model)
+        save_cache(cache, tmp_path / "cache")
+        loaded = load_cache(tmp_path / "cache", model)
         assert torch.equal(model(text(1, 3), cache=loaded), model(text(1, 3), cache=cache))
 
     def test_is_as_it_was_when_writing_another_fails(self, exact, prefilled, tmp_path, monkeypatch):
         cache = prefilled()
-        cache.save(tmp_path / "cache")
+        save_cache(cache, tmp_path / "cache")
         before = (tmp_path / "cache").read_bytes()
         exact(torch.tensor([[1]]), cache=cache)
 
@@ -138,36 +143,36 @@ class TestTheFile:
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(MinigptError, match="could not be written to .*No space left"):
-            cache.save(tmp_path / "cache")
+            save_cache(cache, tmp_path / "cache")
         assert (tmp_path / "cache").read_bytes() == before
         assert os.listdir(tmp_path) == ["cache"]
 
     def test_is_replaced_in_one_step_under_those_who_read_it(self, exact, prefilled, tmp_path):
         cache = prefilled()
-        cache.save(tmp_path / "cache")
+        save_cache(cache, tmp_path / "cache")
         with (tmp_path / "cache").open("rb") as reader:
             before = (tmp_path / "cache").read_bytes()
             exact(torch.tensor([[1]]), cache=cache)
-            cache.save(tmp_path / "cache")
+            save_cache(cache, tmp_path / "cache")
             assert reader.read() == before
-        assert KVCache.load(tmp_path / "cache", exact).lengths == [51]
+        assert load_cache(tmp_path / "cache", exact).lengths == [51]
 
     def test_needs_a_directory_that_is_there(self, prefilled, tmp_path):
         with pytest.raises(MinigptError, match="could not be written to .*nowhere"):
-            prefilled().save(tmp_path / "nowhere" / "cache")
+            save_cache(prefilled(), tmp_path / "nowhere" / "cache")
 
     def test_needs_a_cache_that_knows_its_model(self, prefilled, tmp_path):
         cache = prefilled()
         cache.model = None
         with pytest.raises(MinigptError, match="does not know which model"):
-            cache.save(tmp_path / "cache")
+            save_cache(cache, tmp_path / "cache")
         assert os.listdir(tmp_path) == []
 
 
 class TestARefusal:
     @pytest.fixture
     def path(self, prefilled, tmp_path):
-        prefilled("static", (20, 12)).save(tmp_path / "cache")
+        save_cache(prefilled("static", (20, 12)), tmp_path / "cache")
         return tmp_path / "cache"
 
     def test_of_another_models_cache(self, exact, path):
@@ -214,9 +219,9 @@ class TestARefusal:
         assert "does not hold a cache" in refusal(tmp_path / "file", exact)
 
     def test_of_a_later_version(self, exact, path):
-        text = json.dumps({"format": cache_file.FORMAT, "version": 2})
+        text = json.dumps({"format": FORMAT, "version": 3})
         save_file({"x": torch.zeros(3)}, path, {"about": text})
-        assert "in version 2 of the format, needed 1" in refusal(path, exact)
+        assert "in version 3 of the format, needed 2" in refusal(path, exact)
 
     def test_of_a_file_cut_short(self, exact, path):
         whole = path.read_bytes()
@@ -240,7 +245,7 @@ class TestARefusal:
 
     def test_of_tensors_that_changed_places(self, exact, path):
         tensors = load_file(path)
-        about = {"about": json.dumps(cache_file.about(path)), "checksum": "0" * 64}
+        about = {"about": json.dumps(describe_cache(path)), "checksum": "0" * 64}
         keys = tensors["layer.0.keys"], tensors["layer.1.keys"]
         tensors["layer.1.keys"], tensors["layer.0.keys"] = keys
         save_file(tensors, path, about)
@@ -262,8 +267,8 @@ class TestARefusal:
 
 def test_a_window_is_saved_with_the_positions_it_keeps(exact, prefilled, tmp_path):
     cache = prefilled("window", (60, 30))
-    cache.save(tmp_path / "cache")
-    loaded = KVCache.load(tmp_path / "cache", exact)
+    save_cache(cache, tmp_path / "cache")
+    loaded = load_cache(tmp_path / "cache", exact)
     assert isinstance(loaded, WindowCache)
     assert loaded.positions == cache.positions
     assert loaded.positions[0][:4] == [0, 1, 36, 37]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt import GPT, GPTConfig, Tokenizer
 from minigpt.checkpoint import hub, weights
 from minigpt.checkpoint.hub import PINNED, Pin, download, resolve
 from minigpt.support.errors import MinigptError
@@ -76,6 +77,29 @@ def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(
     with pytest.raises(MinigptError, match="there is no directory"):
         resolve(path)
     assert fake_hub.requests == []
+
+
+def test_the_bundled_model_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()  # something else of that name, without a config.json
+
+    assert resolve("toy").samefile(Path(__file__).parents[2] / "weights" / "toy")
+    assert GPT.from_pretrained("toy").config == GPTConfig.preset("toy")
+    assert Tokenizer.from_pretrained("toy").n_vocab == 1024
+
+
+def test_a_model_of_ones_own_goes_before_the_bundled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights" / "toy").mkdir(parents=True)
+    assert resolve("toy") == Path("weights/toy")
+
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "config.json").write_text("{}")
+    assert resolve("toy") == Path("toy")
 
 
 def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
@@ -167,13 +191,18 @@ def test_without_a_network_one_sentence_says_what_to_do(
 
     sentence = str(caught.value)
     assert "\n" not in sentence
-    for part in (
-        name,
-        "HF_ENDPOINT",
-        "model.safetensors",
-        str(Path("weights", name.split("/")[-1])),
-    ):
+    for part in (name, "HF_ENDPOINT", "model.safetensors", "in a directory by hand"):
         assert part in sentence
+    assert "weights/" not in sentence  # nobody has named such a path
+
+
+def test_a_folder_of_checkpoints_that_was_named_is_where_files_may_be_put_by_hand(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", nowhere())
+
+    with pytest.raises(MinigptError, match=f"in {tmp_path / 'gpt2'} by hand"):
+        resolve("gpt2", weights_dir=tmp_path)
 
 
 def test_offline_mode_is_named_as_the_reason(

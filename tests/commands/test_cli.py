@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPT, GPTConfig, KVCache, Tokenizer
+from minigpt import GPT, GPTConfig, Tokenizer, load_cache, save_cache
 from minigpt.checkpoint import hub
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import Sampler
@@ -282,7 +282,7 @@ class TestAKeptCache:
         code, _, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "90", "--temperature",
                          "0", "--policy", "reprefill", "--save-cache", path)  # fmt: skip
         assert code == 0
-        assert KVCache.load(path, GPT.from_pretrained(directory, numerics="exact")).tokens
+        assert load_cache(path, GPT.from_pretrained(directory, numerics="exact")).tokens
 
     @pytest.mark.parametrize("how", ["--no-cache", "--compare"])
     def test_needs_a_run_with_the_cache(self, run, tmp_path, how):
@@ -302,7 +302,7 @@ class TestAKeptCache:
         assert "was made with numerics exact and this model has fast" in err
 
     def test_with_several_rows_has_no_text_to_go_on_with(self, run, directory, tmp_path):
-        GPT.from_pretrained(directory).new_cache(2).save(tmp_path / "cache")
+        save_cache(GPT.from_pretrained(directory).new_cache(2), tmp_path / "cache")
         code, _, err = run("generate", "--load-cache", str(tmp_path / "cache"))
         assert code == 2
         assert "needed a single row whose tokens are known" in err
@@ -500,15 +500,15 @@ MISTAKES = [
     ((*GENERATE, "--max-new-tokens", "-1"), "max_new_tokens is -1, needed"),
     ((*GENERATE, "--seed", "-1"), "seed is -1, needed a whole number"),
     ((*GENERATE, "--seed", str(2**70)), "seed is 1180591620717411303424, needed"),
-    ((*GENERATE, "--threads", "0"), "--threads is 0, needed 1 to 1024"),
-    ((*GENERATE, "--threads", "99999"), "--threads is 99999, needed 1 to 1024"),
+    ((*GENERATE, "--threads", "0"), "--threads is 0, needed a whole number from 1 to 1024"),
+    ((*GENERATE, "--threads", "99999"), "--threads is 99999, needed a whole number from 1 to 1024"),
     ((*GENERATE, "--device", "gpu"), "device 'gpu' cannot be used here: Expected one of cpu, cuda"),
     ((*GENERATE, "--device", "hpu"), "device 'hpu' cannot be used here: "),
     ((*GENERATE, "--device", "meta"), "device 'meta' cannot be used here: it holds shapes"),
     (("generate", "--prompt", "\udcff"), "text has a lone surrogate"),
     (("generate", "--prompt", "word " * 100), "the prompt has "),
     (("verify", "--tokens", "-3"), "--tokens is -3, needed a whole number of at least 2"),
-    (("verify", "--tokens", "1"), "the text to verify has 1 tokens, needed 2 to 64"),
+    (("verify", "--tokens", "1"), "--tokens is 1, needed a whole number of at least 2"),
     (("verify", "--tokens", "65"), "the text to verify has 65 tokens, needed 2 to 64"),
     (("verify", "--prompt", ""), "the text to verify has 0 tokens, needed 2 to 64"),
     (("verify", "--matrix", "--device", "gpu"), "device 'gpu' cannot be used here"),
@@ -593,7 +593,7 @@ class TestAMistake:
         ("arguments", "sentence"),
         [
             ((), "the following arguments are required: COMMAND"),
-            (("dream",), "invalid choice: 'dream'"),
+            (("dream",), "there is no command 'dream', needed one of generate, play, verify, "),
             (("verify", "--numerics", "quick"), "invalid choice: 'quick'"),
             (("verify", "--prompt", "x", "--tokens", "3"), "not allowed with"),
             (("generate", "--no-cache", "--compare"), "not allowed with"),
@@ -628,12 +628,13 @@ def test_python_m_minigpt_is_the_command():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a pipe whose reader has gone is another error there")
-def test_a_reader_that_leaves_early_is_no_error(directory):
+@pytest.mark.parametrize("arguments", [("generate", "--prompt", "x"), ("inspect",)])
+def test_a_reader_that_leaves_early_is_no_error(directory, arguments):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed_pipe:
         done = subprocess.run(
-            [sys.executable, "-m", "minigpt", "generate", "--model", directory, "--prompt", "x"],
+            [sys.executable, "-m", "minigpt", *arguments, "--model", directory],
             stdout=closed_pipe, stderr=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     assert done.stderr == ""

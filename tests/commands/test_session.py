@@ -118,7 +118,7 @@ def test_stopping_a_turn_keeps_what_was_written(session):
         ("/set top_k none", "top_k = none"),
         ("/go", "no branches yet"),
         ("/help", "take back the last N turns"),
-        ("/rewind", "0 tokens are left"),
+        ("/rewind", "0 tokens left"),
         ("/compare", "logits equal: yes"),
     ],
 )
@@ -171,7 +171,7 @@ class TestTheCommand:
         ids = tokenizer.encode("Once")
         text = tokenizer.decode(ids + generate(model, ids, 5).tokens)
         assert code == 0
-        assert out == f"{text}\n0 tokens are left\n"
+        assert out == f"{text}\n0 tokens left\n"
         assert "tokens of the text computed" in err
         assert "minigpt: '/nope' is no command" in err
 

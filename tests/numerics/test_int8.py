@@ -106,9 +106,9 @@ def test_the_weights_take_a_quarter(int8_model):
 def test_it_is_another_model_to_a_saved_cache(int8_model, toy, tmp_path):
     cache = toy.new_cache()
     toy(torch.tensor([[5, 6, 7]]), cache=cache)
-    cache.save(tmp_path / "cache.safetensors")
+    minigpt.save_cache(cache, tmp_path / "cache.safetensors")
     with pytest.raises(minigpt.MinigptError, match="another model"):
-        minigpt.KVCache.load(tmp_path / "cache.safetensors", int8_model)
+        minigpt.load_cache(tmp_path / "cache.safetensors", int8_model)
 
 
 def test_saving_refuses_and_says_what_to_save(int8_model, tmp_path):

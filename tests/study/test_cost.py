@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.cache.kinds import KINDS
-from minigpt.commands import inspect_command as command
+from minigpt.commands.cli import main
 from minigpt.study.cost import cache_bytes, inspect, parse_size
 
 TOY = "weights/toy"
@@ -21,10 +20,7 @@ def run(capsys):
     """run("gpt2", ...): exit code, stdout and stderr of the command."""
 
     def call(*arguments):
-        top = argparse.ArgumentParser()
-        command.add(top.add_subparsers())
-        options = top.parse_args(["inspect", *arguments])
-        return options.run(options), *capsys.readouterr()
+        return main(["inspect", *arguments]), *capsys.readouterr()
 
     return call
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError, generate, stream
+from minigpt import GPT, GPTConfig, KVCache, MinigptError, generate, save_cache, stream
 from minigpt.cache.kinds import KINDS, LOSSLESS
 from minigpt.numerics.certificates import attention_sizes, certified_calls, rowwise_sizes
 from minigpt.numerics.exact import _future
@@ -156,7 +156,7 @@ class TestOneCacheInSeveralHands:
             lambda cache: cache.truncate(5),
             lambda cache: cache.fork(),
             lambda cache: KVCache.concat([cache.model.new_cache(kind=cache.kind), cache]),
-            lambda cache: cache.save(os.devnull),
+            lambda cache: save_cache(cache, os.devnull),
         ],
         ids=["pass", "truncate", "fork", "concat", "save"],
     )
@@ -285,7 +285,7 @@ def test_a_model_in_shared_memory_has_the_same_bits(text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_is_not_pickled(exact, kind):
-    with pytest.raises(MinigptError, match=r"cannot be pickled.*write it to a file with cache\.s"):
+    with pytest.raises(MinigptError, match="cannot be pickled.*write it to a file with save"):
         pickle.dumps(exact.new_cache(kind=kind))
 
 

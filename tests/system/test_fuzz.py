@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save, save_file
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError, Tokenizer
+from minigpt import GPT, GPTConfig, MinigptError, Tokenizer, load_cache, save_cache
 from minigpt.checkpoint import caches as cache_file
 from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
@@ -101,7 +101,7 @@ def cache_of(kind: str) -> Callable[[Path], None]:
         model(torch.arange(18).view(2, 9) % 17, cache=cache)
         if kind != "window":
             cache.truncate([9, 7])
-        cache.save(directory / "cache.safetensors")
+        save_cache(cache, directory / "cache.safetensors")
 
     return make
 
@@ -143,7 +143,7 @@ def use_shape(directory: Path) -> None:
 
 def use_cache(directory: Path) -> None:
     model = small(17)
-    cache = KVCache.load(directory / "cache.safetensors", model)
+    cache = load_cache(directory / "cache.safetensors", model)
     logits = model(torch.ones(cache.batch_size, 1, dtype=torch.int64), cache=cache)
     assert logits.shape == (cache.batch_size, 1, 17)
     assert cache.tokens is None or list(map(len, cache.tokens)) == cache.lengths

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig, KVCache, MinigptError
+from minigpt import GPT, GPTConfig, MinigptError, load_cache, save_cache
 from minigpt.checkpoint import hub, weights
 from minigpt.commands.cli import main
 from minigpt.support.files import locked
@@ -75,15 +75,15 @@ def model_there(directory: Path) -> int:
     return version
 
 
-def save_cache(directory: Path, version: int) -> None:
+def keep_cache(directory: Path, version: int) -> None:
     model = made(0)
     cache = model.new_cache()
     model(torch.arange(3 + version)[None], cache=cache)
-    cache.save(directory / "cache")
+    save_cache(cache, directory / "cache")
 
 
 def cache_there(directory: Path) -> int:
-    return len(KVCache.load(directory / "cache", made(0))) - 3
+    return len(load_cache(directory / "cache", made(0))) - 3
 
 
 def save_tokens(directory: Path, version: int) -> Corpus:
@@ -143,7 +143,7 @@ def run_there(directory: Path) -> int:
 
 WRITERS: dict[str, tuple[Callable[[Path, int], object], Callable[[Path], int]]] = {
     "model": (save_model, model_there),
-    "cache": (save_cache, cache_there),
+    "cache": (keep_cache, cache_there),
     "tokens": (save_tokens, tokens_there),
     "run": (save_run, run_there),
     "download": (save_download, download_there),

@@ -257,7 +257,7 @@ def test_a_tokenizer_with_other_ids_is_used():
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
 def test_a_count_that_measures_nothing_is_an_error(count):
-    with pytest.raises(MinigptError, match="needed a whole number from 1 on"):
+    with pytest.raises(MinigptError, match="needed a whole number of at least 1"):
         BIT.accuracy(tiny(BIT), count=count)
 
 

@@ -1,0 +1,138 @@
+"""The two plain caches. Read this first; what every kind can do besides is in `base.py`.
+
+Attention compares each new token with all tokens before it, by a key and a value that each layer
+made of every one of them. Those do not change any more, so they are kept: `append` writes the new
+ones behind the old ones and hands back everything up to them. `StaticCache` has room for all of
+them from the start, `GrowingCache` makes its room anew for each token.
+
+Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
+positions, `D` head width, and `L` layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.numerics.base import whole_blocks
+
+
+class StaticCache(KVCache):
+    """One block of memory for all positions there may ever be; nothing is allocated later.
+
+    Memory: 2 x L x G x D x bytes per number for each of `capacity` positions of each row, from the
+    start: 73,728 bytes per token for GPT-2 124M in float32, 75 MB for its 1,024 positions.
+    """
+
+    kind = "static"
+
+    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
+        super().__init__(spec, batch_size, capacity)
+        L, G, D = spec.n_layer, spec.n_kv_head, spec.head_dim
+        self._data = self._zeros(L, 2, batch_size, G, capacity, D)
+        self._views = [(keys, values) for keys, values in self._data]  # (B, G, capacity, D) each
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+        keys, values = self._views[layer]
+        write(keys, k, self._lengths)  # (B, G, T, D), each row's behind what the row has
+        write(values, v, self._lengths)
+        # Attention reads keys in whole blocks. What lies beyond the last new one is still zero, and
+        # in the future of every query, where attention does not look.
+        shown = whole_blocks(len(self) + k.shape[2])
+        if shown < self.capacity:
+            keys, values = keys[:, :, :shown], values[:, :, :shown]
+        return keys, values, self._lengths
+
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes
+
+    def _bytes_of_a_new_row(self) -> int:
+        return self.capacity * self.spec.bytes_per_token
+
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._views[index]
+        return keys[:, :, : len(self)], values[:, :, : len(self)]
+
+    def _forget(self, lengths: Sequence[int], end: int) -> None:
+        for row, length in enumerate(lengths):
+            # Zeros, not stale numbers: a masked weight is 0, but 0 x NaN would still be NaN.
+            self._data[:, :, row, :, length:end].zero_()
+
+    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
+        for new, (cache, row) in enumerate(sources):
+            assert isinstance(cache, StaticCache)
+            held = slice(0, cache._lengths[row])
+            self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
+
+
+def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:
+    """Put the T positions of each row of `new` (..., B, G, T, D) into `buffer`, from its start."""
+    count, first = new.shape[-2], starts[0]
+    if min(starts) == max(starts):
+        buffer.narrow(-2, first, count).copy_(new)  # buffer[..., first : first + count, :] = new
+    else:
+        for row, start in enumerate(starts):
+            buffer[..., row, :, start : start + count, :] = new[..., row, :, :, :]
+
+
+class GrowingCache(KVCache):
+    """The textbook cache: every step concatenates the old keys and the new ones.
+
+    Memory: 2 x L x G x D x bytes per number for each position held (73,728 bytes per token for
+    GPT-2 124M in float32), and while a layer grows, that layer twice. Every step copies all there
+    is: n tokens one by one cost n²/2 copies of a token's keys and values, where `static` makes n.
+    """
+
+    kind = "growing"
+
+    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
+        super().__init__(spec, batch_size, capacity)
+        nothing = self._zeros(2, batch_size, spec.n_kv_head, 0, spec.head_dim)
+        self._data = [nothing] * spec.n_layer  # (2, B, G, S, D) each
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
+        self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._lengths)
+        keys, values = self._data[layer]
+        return keys, values, self._lengths
+
+    @property
+    def nbytes(self) -> int:
+        return sum(data.nbytes for data in self._data)
+
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._data[index]
+        return keys, values
+
+    def _forget(self, lengths: Sequence[int], end: int) -> None:
+        for layer, data in enumerate(self._data):
+            self._data[layer] = data[..., : max(lengths), :].clone()
+            for row, length in enumerate(lengths):
+                self._data[layer][:, row, :, length:].zero_()
+
+    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
+        longest = max(cache._lengths[row] for cache, row in sources)
+        for layer in range(self.spec.n_layer):
+            rows = []
+            for cache, row in sources:
+                assert isinstance(cache, GrowingCache)
+                held = cache._data[layer][:, row, :, : cache._lengths[row]]
+                rows.append(padded(held, longest))
+            self._data[layer] = torch.stack(rows, 1)
+
+
+def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
+    """Held positions (..., B, G, S, D) and then the new ones, each row's from its own start."""
+    if all(start == held.shape[-2] for start in starts):
+        return torch.cat([held, new], -2)
+    longer = torch.cat([held, torch.zeros_like(new)], -2)
+    write(longer, new, starts)
+    return longer
+
+
+def padded(held: Tensor, length: int) -> Tensor:
+    """(..., S, D) with zeros after it: (..., length, D)."""
+    return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))

@@ -1,0 +1,83 @@
+"""What pip installs: the package with its bundled model, usable from any directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+TOY = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="builds the wheel; the test extra brings it")
+    place = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    [wheel] = place.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """installed(program, ...): what it prints, with the wheel and far from the checkout."""
+    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
+         "--disable-pip-version-check", "--target", site, wheel],
+        check=True,
+    )  # fmt: skip
+
+    def call(program, *arguments):
+        program = {"minigpt": [site / "bin" / "minigpt"], "python": ["-c"]}[program]
+        done = subprocess.run(
+            [sys.executable, *program, *arguments], cwd=elsewhere, check=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(site)}, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        return done.stdout
+
+    assert installed_in(call) == site / "minigpt"
+    return call
+
+
+def installed_in(call):
+    return Path(call("python", "import minigpt; print(minigpt.__file__)").strip()).parent
+
+
+def test_holds_every_file_of_the_package_and_the_bundled_model_as_it_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for path in (ROOT / "minigpt").rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert path.relative_to(ROOT).as_posix() in names
+        for name in TOY:
+            there = archive.read(f"minigpt/weights/toy/{name}")
+            assert there == (ROOT / "weights" / "toy" / name).read_bytes()
+    assert sum("/weights/" in name for name in names) == len(TOY)
+
+
+def test_writes_a_story_where_no_checkout_is_near(installed):
+    text = installed("minigpt", "generate", "--prompt", "Once upon a time", "--max-new-tokens", "9")
+    assert text.startswith("Once upon a time")
+    assert len(text) > len("Once upon a time\n")
+
+
+def test_has_the_bundled_model_and_its_tokenizer(installed):
+    code = (
+        "import minigpt; model = minigpt.GPT.from_pretrained('toy'); "
+        "print(model.config.n_layer, minigpt.Tokenizer.from_pretrained('toy').n_vocab)"
+    )
+    assert installed("python", code).split() == ["5", "1024"]
+
+
+def test_draws_a_page_which_takes_files_that_are_no_modules(installed):
+    assert installed("minigpt", "trace", "--prompt", "x", "--max-new-tokens", "1") == "trace.html\n"
