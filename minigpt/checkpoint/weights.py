@@ -51,8 +51,9 @@ def load(
     In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
     this process, so writing to them never reaches the disk. Another dtype is converted piece by
     piece and costs the result and little more. A file may hold fewer bits than its model computes
-    with: where `config.json` names float32, narrower numbers are widened, which changes none. `model.safetensors` wins over an index of shards.
-    A `save` that ends meanwhile waits, so that all is of one checkpoint.
+    with: where `config.json` names float32, narrower numbers are widened, which changes none.
+    `model.safetensors` wins over an index of shards. A `save` that ends meanwhile waits, so that
+    all is of one checkpoint.
 
     Args:
         source: the directory.

@@ -36,6 +36,7 @@ _NO_ENGLISH = (
     "ending",
 )
 _TO = "at|to|near|from|behind|over|see|saw|of|in|on|around|about|is"
+_OWNERS = "[Aa]n?|[Hh]is|[Hh]er|[Mm]y|[Yy]our|one|two"
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -164,7 +165,7 @@ def _unknown_kind(lower: str, before: str, after: str, cast: _Cast) -> bool:
 
 
 def _kind(cast: _Cast, kind: str, before: str, free: bool) -> list[str]:
-    article = re.search(r"\b(?:([Tt]he|[Aa]n?)) ((?:[a-z]+ ){0,3})$", before)
+    article = re.search(r"\b([Tt]he|[Aa]n?) ((?:(?!an? |the )[a-z]+ ){0,3})$", before)
     if not article:
         return []
     size = article[2].strip()
@@ -178,9 +179,9 @@ def _kind(cast: _Cast, kind: str, before: str, free: bool) -> list[str]:
         cast.kinds[kind] = size
         return [f"the {kind} is a stranger, beside {', '.join(cast.kinds)}"]
     was = cast.kinds.setdefault(kind, size)
-    if article[1] in ("the", "The") and size and was and size not in (was, was.split()[-1]):
-        if not re.search(r"est$", size):
-            return [f"the {was} {kind} became the {size} {kind}"]
+    renamed = size and was and size not in (was, was.split()[-1]) and not size.endswith("est")
+    if article[1] in ("the", "The") and renamed:
+        return [f"the {was} {kind} became the {size} {kind}"]
     return []
 
 
@@ -188,10 +189,7 @@ def _object(cast: _Cast, thing: str, before: str, free: bool) -> list[str]:
     colours = "|".join(vocabulary()["colour"])
     found = re.search(rf"\b(\w+) (?:(?:{colours}|[a-z]+) )?$", before)
     colour = re.search(rf"\b({colours}) $", before)
-    article = re.search(
-        r"\b([Aa]n?|[Tt]he|[Hh]is|[Hh]er|[Mm]y|[Yy]our|this|one|two|some) (?:(?!an? |the )[a-z]+ ){0,2}$",
-        before,
-    )
+    article = re.search(rf"\b({_OWNERS}|[Tt]he|this|some) (?:(?!an? |the )[a-z]+ ){{0,2}}$", before)
     if not (found and article):
         return []
     said = []
@@ -229,9 +227,7 @@ def _other(cast: _Cast, word: str, before: str, after: str, free: bool) -> list[
         return _place(cast, word, before, free)
     if re.search(r"\b[Tt]he $", before) and cast.places and re.search(rf"\b({_TO}) the $", before):
         return [f"the {cast.places[0]} became the {word}"]
-    introduced = re.search(
-        r"\b([Aa]n?|[Hh]is|[Hh]er|[Mm]y|[Yy]our|one|two) (?:[a-z]+ ){0,3}$", before
-    )
+    introduced = re.search(rf"\b({_OWNERS}) (?:[a-z]+ ){{0,3}}$", before)
     if introduced or free:
         return _object(cast, word, before, free)
     cast.other.add(word)
