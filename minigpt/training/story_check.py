@@ -35,7 +35,7 @@ _NO_ENGLISH = (
     "coda",
     "ending",
 )
-_TO = "at|to|near|from|behind|over|see|saw|of|in|on|around|about|is"
+_TO = "at|to|near|from|behind|over|under|beside|in|on|around|about|see|saw|of|is"
 _OWNERS = "[Aa]n?|[Hh]is|[Hh]er|[Mm]y|[Yy]our|one|two"
 _WORD = re.compile(r"[^\W\d_]+")
 
