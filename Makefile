@@ -6,6 +6,7 @@ MODEL ?= weights/toy
 PROMPT ?= Once upon a time
 SEED ?= 12
 TORCH_INDEX ?=
+CHROMIUM ?= chromium
 ARGS ?=
 
 BIN := .venv/bin
@@ -14,7 +15,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test fuzz bench notebooks check-notebooks write-notebooks lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -28,7 +29,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
 	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
 	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
-	@echo '  ARGS="..."              passed on by test, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
+	@echo '  ARGS="..."              passed on by test, test-all, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
 	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
 
 setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv
@@ -38,7 +39,10 @@ demo: .venv/.has-core ## write a story with the bundled model, then check its ca
 		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
 	$(BIN)/minigpt verify --model $(MODEL)
 
-test: .venv/.has-test ## run the tests
+test: .venv/.has-test ## run the tests of every room: a few minutes
+	$(BIN)/python -m pytest -q --ignore=tests/system $(ARGS)
+
+test-all: .venv/.has-test ## run all tests: also kills, damaged files, threads, a browser, these pages
 	$(BIN)/python -m pytest -q $(ARGS)
 
 fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: ten minutes
@@ -55,6 +59,19 @@ check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, com
 
 write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
+
+picture: .venv/.has-core ## draw README's picture: the live page in Chromium
+	@command -v $(CHROMIUM) >/dev/null || { \
+		echo "$(CHROMIUM) was not found: install it, or name another Chrome, as in: make picture CHROMIUM=google-chrome" >&2; exit 1; }
+	@mkdir -p notebooks/images
+	@page=$$(mktemp -d) && trap 'rm -rf "$$page"' EXIT && \
+	$(BIN)/minigpt trace --live --model $(MODEL) --prompt "$(PROMPT)" --seed $(SEED) --out "$$page/live.html" && \
+	$(CHROMIUM) --headless=new --no-sandbox --disable-gpu --hide-scrollbars --force-prefers-reduced-motion \
+		--user-data-dir="$$page/profile" --window-size=1280,800 --virtual-time-budget=10000 \
+		--screenshot="$(CURDIR)/notebooks/images/page.png" "file://$$page/live.html#step=14"
+
+images: .venv/.has-core ## draw the diagrams of the README and the lessons again
+	$(BIN)/python -m minigpt.study.diagrams notebooks/images $(MODEL)
 
 lint: .venv/.has-lint ## check style and types
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from minigpt import GPT, GPTConfig
 from minigpt.generation.sampling import Sampler
 from minigpt.numerics.fast import FastOps
 
-pytest_plugins = ["tests.fake_hub"]
+pytest_plugins = ["tests.browser", "tests.fake_hub"]
 
 MakeModel = Callable[..., GPT]
 
@@ -24,7 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
         for variable in ("TIKTOKEN_CACHE_DIR", "MINIGPT_GPT2_VOCAB"):
             if not Path(os.environ.get(variable, "-")).is_dir():
                 raise pytest.UsageError(f"{variable} is no directory, needed GPT-2's vocabulary")
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # Small models gain nothing from a second thread, and where the machine is busy or two workers
+    # run beside each other, threads that wait for one another take ten times as long. What is
+    # about threads sets their number itself.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture

@@ -189,7 +189,8 @@ def download(name: str, weights_dir: Path = WEIGHTS_DIR, endpoint: str | None = 
             commit = _current_commit(pin, endpoint or os.environ.get("HF_ENDPOINT"))
             partial.mkdir(parents=True, exist_ok=True)
             with locked(partial):  # another process may be at the same, and be done meanwhile
-                _fetch(pin, commit, _missing(folder), partial, folder, endpoint)
+                if files := _missing(folder):
+                    _fetch(pin, commit, files, partial, folder, endpoint)
     shutil.rmtree(partial, ignore_errors=True)
     return folder
 

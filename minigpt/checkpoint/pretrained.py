@@ -31,7 +31,8 @@ def load(
 
     Args:
         source: a directory with `config.json` and safetensors, or a name on the hub.
-        dtype: float32, float16 or bfloat16; None: what the file has.
+        dtype: float32, float16 or bfloat16; None: float32 where `config.json` names it (the bundled
+            model does, and is stored in half the bytes), else what the file has.
         device: where the weights go: "cpu", "cuda", ...
         numerics: "exact" or "fast"; None: exact in evaluation mode, fast in training.
         quantized: "int8" for a quarter of the bytes and other logits, see `numerics/int8.py`; None:

@@ -1,4 +1,5 @@
-"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
+"""Checkpoints on disk: read and written in one module, because a load must know every state that
+a killed save may leave.
 
 A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
@@ -32,6 +33,7 @@ INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tens
 CONFIG = "config.json"
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WIDEST = str(torch.float32)  # holds every number of the others
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
@@ -49,12 +51,15 @@ def load(
 
     In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
     this process, so writing to them never reaches the disk. Another dtype is converted piece by
-    piece and costs the result and little more. `model.safetensors` wins over an index of shards.
-    A `save` that ends meanwhile waits, so that all is of one checkpoint.
+    piece and costs the result and little more. A file may hold fewer bits than its model computes
+    with: where `config.json` names float32, narrower numbers are widened, which changes none.
+    `model.safetensors` wins over an index of shards. A `save` that ends meanwhile waits, so that
+    all is of one checkpoint.
 
     Args:
         source: the directory.
-        dtype: float32, float16 or bfloat16; None: what the file has.
+        dtype: float32, float16 or bfloat16; None: float32 where `config.json` names it, else what
+            the file has.
 
     Returns:
         The configuration, and the tensors of `config.tensors()` under those names, which the files
@@ -69,29 +74,40 @@ def load(
         raise MinigptError(f"dtype is {dtype}, needed torch.float32, float16 or bfloat16")
     with locked(source, shared=True):
         stored = _read_headers(source)
-        config, _ = _read_config(source)
+        config, named = _read_config(source)
+        if dtype is None and named is torch.float32:
+            dtype = named
         _refuse_misfits(source, stored, config, dtype)
         return config, _read_tensors({name: stored[name] for name in config.tensors()}, dtype)
 
 
-def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype]:
-    """What a checkpoint is, without reading its weights: the configuration, and their dtype.
+def read_config(source: str | Path) -> tuple[GPTConfig, torch.dtype, torch.dtype]:
+    """What a checkpoint is, without reading its weights.
 
     `config.json` alone will do; the dtype is then the one it names, or float32.
+
+    Returns:
+        The configuration, the dtype that `load` gives the weights, and the one they are stored in.
 
     Raises:
         MinigptError: when `config.json` is missing, damaged or not a GPT-2's, or a header damaged.
     """
     source = Path(source)
-    config, dtype = _read_config(source)
+    config, named = _read_config(source)
+    stored = named or torch.float32
     if (source / WEIGHTS).exists() or (source / INDEX).exists():
         found = {tensor.dtype for tensor in _read_headers(source).values()}
         if len(found) == 1 and found <= _DTYPES.keys():
-            return config, _DTYPES[found.pop()]
-    return config, dtype
+            stored = _DTYPES[found.pop()]
+    return config, torch.float32 if named is torch.float32 else stored, stored
 
 
-def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]) -> None:
+def save(
+    directory: str | Path,
+    config: GPTConfig,
+    tensors: Mapping[str, Tensor],
+    stored: torch.dtype | None = None,
+) -> None:
     """Write a checkpoint that `load` and transformers read as it is, in place of one already there.
 
     A crash at any moment leaves the old checkpoint or the new one, whole. Both files are written
@@ -108,6 +124,9 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
         directory: created when missing.
         config: the configuration, whose `config.tensors()` the tensors must have.
         tensors: bare names, all of one dtype: float32, float16 or bfloat16; on any device.
+        stored: bfloat16 or float16 rounds tensors of float32 in the file, for half the bytes;
+            `config.json` goes on to name float32, to which they are widened again. None: as they
+            are.
 
     Raises:
         MinigptError: for tensors that do not fit, or when the disk is full or read-only.
@@ -121,11 +140,16 @@ def save(directory: str | Path, config: GPTConfig, tensors: Mapping[str, Tensor]
             f"the tensors to save are {', '.join(dtypes)}, needed all of them in one of "
             f"{', '.join(map(str, _DTYPES.values()))}: convert the model with model.to(dtype)"
         )
+    if stored and (stored not in _DTYPES.values() or dtypes[0] not in (str(stored), _WIDEST)):
+        raise MinigptError(
+            f"the tensors are {dtypes[0]} and cannot be stored as {stored}, needed the same dtype, "
+            f"or tensors of {_WIDEST} and one of {', '.join(map(str, _DTYPES.values()))}"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with aside(directory) as staging:
             content = _config_json(config, dtypes[0])
-            _write_new(staging, content, tensors)
+            _write_new(staging, content, tensors, stored)
             with locked(directory):
                 _swap(directory, staging, content)
     except (OSError, SafetensorError) as error:
@@ -223,8 +247,8 @@ def _is_inside(directory: Path, name: str) -> bool:
     return any(target.is_relative_to(allowed) for allowed in homes)
 
 
-def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype]:
-    """What `config.json` says: the configuration, and the dtype that it names, or float32."""
+def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype | None]:
+    """What `config.json` says: the configuration, and the dtype that it names, if it does."""
     settings = _settings(directory)
     try:
         config = GPTConfig.from_dict(settings)
@@ -232,7 +256,7 @@ def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype]:
         raise MinigptError(f"in {directory}, {error}") from error
     named = settings.get("dtype") or settings.get("torch_dtype")
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-    return config, dtypes.get(str(named), torch.float32)
+    return config, dtypes.get(str(named))
 
 
 def _settings(directory: Path) -> dict[str, Any]:
@@ -346,13 +370,18 @@ def _config_json(config: GPTConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _write_new(staging: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _write_new(
+    staging: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    stored: torch.dtype | None,
+) -> None:
     new_config, new_weights = staging / CONFIG, staging / WEIGHTS
     _write(new_config, json.dumps(config, indent=2) + "\n")
     named = {}
     for name, tensor in tensors.items():
         prefix = "" if name == "lm_head.weight" else "transformer."
-        named[prefix + name] = tensor.detach().cpu().contiguous()
+        named[prefix + name] = tensor.detach().cpu().to(stored or tensor.dtype).contiguous()
     save_file(named, new_weights, metadata={"format": "pt"})  # transformers insists on the format
     new_weights.chmod(new_config.stat().st_mode)  # safetensors lets the owner alone read it
     flush(new_weights)

@@ -12,7 +12,8 @@ from minigpt.commands.options import Subcommands, add_command, threads_option
 from minigpt.training.recipes import PRESETS, TrainConfig, configure, preset, read_toml
 
 ABOUT = """\
-Every number of a run is a field below. The defaults are the recipe of the bundled toy model;
+Every number of a run is a field below. The defaults suit a laptop; --preset toy is how the bundled
+model was made;
 --preset changes some, then --config, then the command line. Under torchrun the same command trains
 on many devices.
 """
@@ -35,7 +36,7 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"a recipe: {', '.join(PRESETS)} (default toy, or the task's)",
+        help=f"a recipe: {', '.join(PRESETS)} (default stories, or the task's)",
     )
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="fields from a file")
     command.add_argument(
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         tqdm.write(line, file=sys.stderr)
 
     config = configured(options)
-    name = options.preset or config.task or Path(options.field_data or "toy").stem
+    name = options.preset or config.task or Path(options.field_data or "stories").stem
     directory = options.out or Path("runs", name)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def configured(options: argparse.Namespace) -> TrainConfig:
     """All fields: of the preset (or the task's own), then the file, then the command line."""
-    config = preset(options.preset or options.field_task or "toy")
+    config = preset(options.preset or options.field_task or "stories")
     if options.config:
         config = configure(config, read_toml(options.config), str(options.config))
     given = {

@@ -55,7 +55,8 @@ class Inspection:
 
     source: str
     config: GPTConfig
-    dtype: str  # of the checkpoint; float32 for a preset
+    dtype: str  # of the weights in memory; float32 for a preset
+    stored: str  # ... and in the checkpoint's file, which may be narrower
     parameters: dict[str, int]  # by part
     rows: int  # in a batch
     memory: int  # bytes, for weights and caches together
@@ -68,7 +69,7 @@ class Inspection:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, in the checkpoint's dtype."""
+        """Bytes of the weights in memory."""
         return self.total * _bytes_per_number(self.dtype)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,9 +92,14 @@ class Inspection:
             f"{max(0, self.memory - self.total * dtype.itemsize):,} ({_name(dtype)})"
             for dtype in DTYPES
         )
+        narrow = []
+        if self.stored != self.dtype:
+            on_disk = self.total * _bytes_per_number(self.stored)
+            narrow = [f"stored in {self.stored} ({on_disk:,} bytes), computed with in {self.dtype}"]
         return "\n".join([
             f"{self.source}: {c.n_layer} layers, {c.n_head} heads{grouped} of {c.head_dim}, "
             f"width {c.n_embd}, context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
+            *narrow,
             "",
             *_table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts, left=1),
             "",
@@ -121,7 +127,7 @@ def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> In
         if type(value) is not int or value < 1:
             raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
     path_of(source)  # or it is refused
-    config, dtype = _shape(str(source))
+    config, dtype, stored = _shape(str(source))
     parameters = dict.fromkeys(PARTS.values(), 0)
     for name, shape in config.tensors().items():
         part = next(part for mark, part in PARTS.items() if mark in name)
@@ -144,7 +150,9 @@ def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> In
                     sequences_that_fit=free // sequence,
                 )
             )
-    return Inspection(str(source), config, _name(dtype), parameters, batch, memory, tuple(costs))
+    return Inspection(
+        str(source), config, _name(dtype), _name(stored), parameters, batch, memory, tuple(costs)
+    )
 
 
 def cache_bytes(
@@ -191,11 +199,11 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _shape(source: str) -> tuple[GPTConfig, torch.dtype]:
+def _shape(source: str) -> tuple[GPTConfig, torch.dtype, torch.dtype]:
     preset = source.removeprefix("random:")
     here = os.path.isdir(source) or os.path.isdir(hub.WEIGHTS_DIR / source)
     if preset != source or (preset in PRESETS and not here):
-        return GPTConfig.preset(preset), torch.float32
+        return GPTConfig.preset(preset), torch.float32, torch.float32
     return weights.read_config(hub.resolve(source))
 
 

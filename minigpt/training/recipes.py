@@ -2,7 +2,7 @@
 
 A run is its `TrainConfig`: the defaults, changed by a preset, then by a TOML file, then on the
 command line. It is saved beside each checkpoint, so that a run can be told and repeated. What the
-numbers do is in `train.py`.
+numbers do is in `loop.py`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.support.checks import is_number, path_of
+from minigpt.support.checks import is_number, path_of, whole
 from minigpt.support.errors import MinigptError
 from minigpt.training.tasks import TASKS, Task
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+STORED = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool = False) -> Any:
     """A field with its documentation; `later`: may be changed when a run is resumed."""
-    return field(
-        default=default, metadata={"about": about, "choices": choices, "later": later}
-    )  # fmt: skip
+    return field(default=default, metadata={"about": about, "choices": choices, "later": later})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every number of a training run. The defaults are the bundled toy model's recipe.
+    """Every number of a training run. The defaults are for a laptop: little stories, half an hour.
 
     Raises:
         MinigptError: when a value is of the wrong type or out of range.
@@ -46,6 +45,7 @@ class TrainConfig:
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")
     held_out: float = setting(0.025, "part of the data that is never trained on")
     documents: bool = setting(False, "keep each window to one document")
+    openings: bool = setting(False, "begin each window where a document begins")
     # The model: shaped here, or continued from a checkpoint
     start: str = setting("", "checkpoint to start from: a directory, or a name such as gpt2")
     n_layer: int = setting(5, "blocks of attention and MLP")
@@ -86,6 +86,7 @@ class TrainConfig:
     sample_tokens: int = setting(60, "tokens in each of them", (), True)
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
+    stored: str = setting("float32", "dtype of the best model's file", STORED)
     tensorboard: bool = setting(False, "write curves for TensorBoard as well", (), True)
 
     def __post_init__(self) -> None:
@@ -96,13 +97,11 @@ class TrainConfig:
                 raise MinigptError(
                     f"{f.name} is {getattr(self, f.name)!r}, needed one of {', '.join(choices)}"
                 )
-        at_least = dict.fromkeys(
-            ("steps", "batch_size", "accumulate", "evaluate_every", "evaluate_windows",
-             "save_every", "keep"), 1,
-        ) | dict.fromkeys(("lora_rank", "warmup", "sample_every", "sample_tokens"), 0)  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise MinigptError(f"{name} is {getattr(self, name)}, needed at least {least}")
+        for name in ("lora_rank", "warmup", "sample_every", "sample_tokens"):
+            whole(name, getattr(self, name), 0)
+        for name in ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "keep"):
+            whole(name, getattr(self, name))
+        whole("evaluate_windows", self.evaluate_windows)
         for name in ("held_out", "beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed between 0 and 1")
@@ -112,8 +111,7 @@ class TrainConfig:
         for name in ("learning_rate", "lora_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed a positive number")
-        if not 0 <= self.seed < 2**63 - 1:
-            raise MinigptError(f"seed is {self.seed}, needed a whole number from 0 to 2**63 - 2")
+        whole("seed", self.seed, 0, 2**63 - 2)
         if self.task and self.task not in TASKS:
             raise MinigptError(f"task is {self.task!r}, needed one of {', '.join(TASKS)}")
         unknown = [name for name in self.lora_on.split(",") if name not in PROJECTIONS]
@@ -121,6 +119,8 @@ class TrainConfig:
             raise MinigptError(
                 f"lora_on names {unknown[0]!r}, needed some of {', '.join(PROJECTIONS)}"
             )
+        if self.shard and self.precision == "float16":
+            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.shape(1, None)  # refuses a width that the heads cannot share, and the like
 
     def shape(self, vocab_size: int, end_of_text: int | None) -> GPTConfig:
@@ -204,9 +204,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def _check_type(name: str, value: object, kind: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)
-    }  # fmt: skip
+    kinds: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": (float, int)}
     right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
     if not right or (kind in ("int", "float") and not is_number(value)):
         raise MinigptError(f"{name} is {value!r}, needed a {kind}")
@@ -228,8 +226,15 @@ def _for_task(task: Task) -> TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    # The bundled model, weights/toy.
-    "toy": TrainConfig(),
+    # The bundled model, weights/toy: three minutes on an H100, days on a CPU.
+    "toy": TrainConfig(
+        data="stories:1200000", tokenizer="bpe:2048", held_out=0.005, openings=True, n_layer=5,
+        n_head=6, n_embd=192, steps=3_200, batch_size=512, learning_rate=3e-3, warmup=200,
+        final_rate=0.0, device="cuda", precision="bfloat16", compile=True, evaluate_every=800,
+        evaluate_windows=2_000, save_every=1_600, stored="bfloat16",
+    ),
+    # A smaller one of its kind, for a laptop: the defaults.
+    "stories": TrainConfig(),
     # nanoGPT's two settings for one text at the level of characters: a laptop's and a GPU's.
     "laptop": TrainConfig(
         tokenizer="char", held_out=0.1, n_layer=4, n_head=4, n_embd=128, n_positions=64,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -66,6 +68,7 @@ class Text:
     width: int
     seed: int
     documents: bool = False  # keep a window to one document
+    openings: bool = False  # begin a window where a document begins
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -73,15 +76,28 @@ class Text:
 
     def batch(self, step: int, rows: Sequence[int]) -> Batch:
         end = self.tokenizer.eot_token if self.documents else None
-        return data.windows(self.corpus.training, self.width, self.seed, step, rows, end)
+        starts = self._openings if self.openings else None
+        return data.windows(self.corpus.training, self.width, self.seed, step, rows, end, starts)
+
+    @cached_property
+    def _openings(self) -> npt.NDArray[np.int64]:
+        """Where the training documents begin: half of the places to start from are the end-of-text
+        token before one, half its own first token, for a prompt is read without that token."""
+        tokens = self.corpus.training
+        ends = np.flatnonzero(tokens[: len(tokens) - self.width - 1] == self.tokenizer.eot_token)
+        return np.concatenate((ends, ends + 1))
 
     def held_out(self, most: int | None = None) -> Iterator[Batch]:
         tokens, width = self.corpus.held_out, self.width
-        count = (len(tokens) - 1) // width
+        starts = np.arange(0, len(tokens) - width, width)
+        if self.openings:  # where a document begins, as in training, and after the last window
+            ends = np.flatnonzero(tokens[: len(tokens) - width] == self.tokenizer.eot_token)
+            starts = ends[np.unique(np.searchsorted(ends, starts).clip(max=len(ends) - 1))]
         # Fewer than all are spread over the text, which may change its subject on the way.
+        count = len(starts)
         chosen = np.linspace(0, count, min(count, most or count), endpoint=False).astype(np.int64)
         for first in range(0, len(chosen), ROWS):
-            positions = width * chosen[first : first + ROWS, None] + np.arange(width + 1)
+            positions = starts[chosen[first : first + ROWS], None] + np.arange(width + 1)
             read = torch.from_numpy(tokens[positions].astype(np.int64))  # (R, T + 1)
             yield read[:, :-1], read[:, 1:]
 
@@ -147,7 +163,12 @@ def open_source(config: TrainConfig, cache: str | Path) -> Source:
         tokenizer = Tokenizer.from_pretrained(config.start)
     corpus = data.prepare(config.data, tokenizer, cache, config.held_out)
     corpus.check(config.n_positions, corpus.tokenizer.n_vocab)
-    return Text(corpus, config.n_positions, config.seed, config.documents)
+    if config.openings and corpus.tokenizer.eot_token is None:
+        raise MinigptError(
+            f"openings needs an end-of-text token between documents, which the tokenizer "
+            f"{config.tokenizer!r} does not have: choose bpe:N, byte or gpt2"
+        )
+    return Text(corpus, config.n_positions, config.seed, config.documents, config.openings)
 
 
 def starting_model(config: TrainConfig, source: Source) -> GPT:

@@ -19,7 +19,7 @@ from minigpt.checkpoint import hub
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import Sampler
 from minigpt.study import matrix
-from minigpt.tokenizer import train_bpe
+from minigpt.training.bpe import train_bpe
 from minigpt.training.loop import Run
 from minigpt.training.recipes import read_toml
 from minigpt.training.stories import stories
@@ -558,7 +558,7 @@ class TestAMistake:
 
     def test_in_what_to_train(self, told, tmp_path):
         (tmp_path / "file").write_text("")
-        assert told("train", "--steps", "0") == "steps is 0, needed at least 1\n"
+        assert told("train", "--steps", "0") == "steps is 0, needed a whole number of at least 1\n"
         place = str(tmp_path / "file" / "toy")
         assert told("train", "--out", place).startswith(f"cannot save in {place} (")
 

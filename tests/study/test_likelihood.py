@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from minigpt import MinigptError
 from minigpt.commands import score_command as command
 from minigpt.study.likelihood import score
-from minigpt.tokenizer import train_bpe
+from minigpt.training.bpe import train_bpe
 from minigpt.training.stories import stories
 
 
