@@ -23,7 +23,7 @@ DOORS = {("minigpt.model", "minigpt.checkpoint.pretrained")}  # GPT's two *_pret
 KNOWN_IN = {  # a package, and the rooms and modules that import it
     "argparse": {"commands"},
     "huggingface_hub": {"checkpoint.hub"},
-    "matplotlib": {"study.plot", "training.curves"},
+    "matplotlib": {"study.style", "training.curves"},
     "safetensors": {"checkpoint", "training.state"},
     "tiktoken": {"tokenizer"},
     "transformers": {"hf", "bench"},
