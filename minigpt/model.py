@@ -129,8 +129,7 @@ class GPT(RowModule):
 
     Args:
         config: the shape.
-        numerics: "exact" for bits that do not depend on how the work was cut, "fast" for whatever
-            is quickest; None: exact in evaluation mode, fast in training.
+        numerics: "fast", or "exact" (see `numerics/exact.py`); None: fast in training, else exact.
 
     Raises:
         MinigptError: for a model that does not fit in memory.

@@ -112,10 +112,11 @@ def test_no_module_and_function_share_a_name():
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", *(pytest.param(file, marks=mending) for file in list(LINES)[1:])]
+    "file", [pytest.param(f, marks=[mending] * (f == "minigpt/model.py")) for f in LINES]
 )
 def test_what_is_read_first_is_short(file):
-    assert (ROOT / file).read_text("utf-8").count("\n") <= LINES[file]
+    lines = len((ROOT / file).read_text("utf-8").splitlines())
+    assert lines <= LINES[file]
 
 
 @mending

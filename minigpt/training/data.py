@@ -221,20 +221,20 @@ def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
     return train_bpe(_first(pieces, BPE_SAMPLE), int(spec.removeprefix("bpe:")))
 
 
-def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
-    for piece in pieces:
-        yield piece[:count]
-        count -= len(piece)
-        if count <= 0:
-            return
-
-
 def _lengths(texts: Sequence[str]) -> list[int]:
     return [len(text) for text in texts]
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
     return [(text, tokenizer.encode(text)) for text in texts]
+
+
+def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
+    for piece in pieces:
+        yield piece[:count]
+        count -= len(piece)
+        if count <= 0:
+            return
 
 
 def _cut(source: str | Path, held_out: float) -> tuple[int, int]:

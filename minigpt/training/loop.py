@@ -27,7 +27,7 @@ from minigpt.checkpoint import weights
 from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
-from minigpt.numerics.training import TrainingOps
+from minigpt.numerics.half_precision import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
 from minigpt.training import lora
