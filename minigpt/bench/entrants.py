@@ -1,7 +1,7 @@
 """Who is measured: minigpt with both numerics, and the programs that can run the same checkpoint.
 
 An entrant prefills and decodes the same tokens as the others, each through its own interface;
-`bench.py` takes the time. Programs that are not installed are left out.
+the sections take the time. Programs that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -110,9 +110,13 @@ class CTranslate2(Entrant):
     def _continue(self, row: list[int], count: int, prefilled: list[int]) -> list[int]:
         beginning, words = ([_word(token) for token in part] for part in (prefilled, row))
         (result,) = self._generator.generate_batch(
-            [words], max_length=count, end_token=[], return_end_token=True,
-            static_prompt=beginning or None, include_prompt_in_result=False,
-        )  # fmt: skip
+            [words],
+            max_length=count,
+            end_token=[],
+            return_end_token=True,
+            static_prompt=beginning or None,
+            include_prompt_in_result=False,
+        )
         return result.sequences_ids[0]
 
     def prefill(self, tokens: Tensor) -> Decode:
@@ -151,7 +155,7 @@ def _word(token: int) -> str:
     return f"<{token}>"
 
 
-def entrants(model: GPT, directory: Path) -> list[Entrant]:
+def load_entrants(model: GPT, directory: Path) -> list[Entrant]:
     """Who can run this checkpoint here: minigpt twice, and the others where they can."""
     ours = [minigpt_entrant(model, name) for name in NUMERICS]
     if why_no_transformers(model.config):
@@ -160,7 +164,7 @@ def entrants(model: GPT, directory: Path) -> list[Entrant]:
     return [*ours, *theirs, *ctranslate2_entrants(model, directory, "float32")]
 
 
-def int8_entrants(model: GPT, directory: Path) -> list[Entrant]:
+def load_int8_entrants(model: GPT, directory: Path) -> list[Entrant]:
     """Who can run it with 8-bit weights; each rounds them, and the activations, in its own way."""
     small = GPT.from_pretrained(directory, model.dtype, model.device, weights="int8")
     ours = [minigpt_entrant(small, name, "minigpt int8") for name in NUMERICS]

@@ -1,4 +1,5 @@
-"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
+"""Checkpoints on disk: read and written in one module, because a load must know every state that
+a killed save may leave.
 
 A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.
@@ -51,8 +52,9 @@ def load(
     In the file's own dtype nothing is copied: tensors are views of the mapped file, private to
     this process, so writing to them never reaches the disk. Another dtype is converted piece by
     piece and costs the result and little more. A file may hold fewer bits than its model computes
-    with: where `config.json` names float32, narrower numbers are widened, which changes none. `model.safetensors` wins over an index of shards.
-    A `save` that ends meanwhile waits, so that all is of one checkpoint.
+    with: where `config.json` names float32, narrower numbers are widened, which changes none.
+    `model.safetensors` wins over an index of shards. A `save` that ends meanwhile waits, so that
+    all is of one checkpoint.
 
     Args:
         source: the directory.

@@ -31,11 +31,11 @@ from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
 from minigpt.training.bpe import train_bpe
 from minigpt.training.documents import by_shares, hash_source, read_documents, story_count
 
-BPE_SAMPLE = 2**26  # characters that byte pairs are learned from: the first so many
+BPE_SAMPLE = 2**24  # characters that byte pairs are learned from: the first so many
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
 _SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
 LARGEST_ABOUT = 2**10  # bytes of corpus.json
-FORMAT = 1  # of the cached files; a new number makes old ones be tokenized again
+FORMAT = 2  # of the cached files; a new number makes old ones be tokenized again
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -221,10 +221,6 @@ def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
     return train_bpe(_first(pieces, BPE_SAMPLE), int(spec.removeprefix("bpe:")))
 
 
-def _lengths(texts: Sequence[str]) -> list[int]:
-    return [len(text) for text in texts]
-
-
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
     return [(text, tokenizer.encode(text)) for text in texts]
 
@@ -241,15 +237,9 @@ def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     """Characters of all documents, and after how many of them the held-out part begins."""
     starts = array("Q")  # of each document
     total = 0
-    count = story_count(source)
-    lengths = (
-        (sum(map(len, document)) for document in read_documents(source))
-        if count is None
-        else chain.from_iterable(by_shares(_lengths, count))
-    )
-    for length in lengths:
+    for document in read_documents(source):
         begin = total
-        total += length
+        total += sum(map(len, document))
         if total > begin:
             starts.append(begin)
     if total == 0:
@@ -278,22 +268,20 @@ def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
                 yield True, None
 
 
-def _split_and_encoded(
-    source: str | Path, cut: int, tokenizer: Tokenizer, separator: list[int]
+def _encoded_stories(
+    count: int, held_out: float, tokenizer: Tokenizer, separator: list[int]
 ) -> Iterator[tuple[bool, str | None, list[int]]]:
-    """As `_split`, each with its tokens."""
-    count = story_count(source)
-    if count is None:
-        for is_held_out, text in _split(source, cut):
-            yield is_held_out, text, separator if text is None else tokenizer.encode(text)
-        return
-    done = 0  # characters
+    """What `_split` gives of the built-in stories, each with its tokens; shared by all cores.
+
+    They are all of one kind, so their number is cut, and nobody need measure them first.
+    """
+    cut = min(max(1, round(count * (1 - held_out))), max(1, count - 1))
     yield False, None, separator
-    for text, ids in chain.from_iterable(by_shares(partial(_encoded, tokenizer), count)):
-        yield done >= cut, text, ids
-        done += len(text)
-        yield done > cut, None, separator
-        if done == cut:
+    every = chain.from_iterable(by_shares(partial(_encoded, tokenizer), count))
+    for number, (text, ids) in enumerate(every):
+        yield number >= cut, text, ids
+        yield number >= cut, None, separator
+        if number == cut - 1:
             yield True, None, separator
 
 
@@ -301,21 +289,33 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
     """Write both parts' tokens, the tokenizer and `corpus.json`."""
     from tqdm import tqdm
 
-    total, cut = _cut(source, held_out)
+    count = story_count(source)
+    total, cut = (count, 0) if count else _cut(source, held_out)
     tokenizer = _tokenizer_for(spec, source)
     tokenizer.save_pretrained(directory)
     dtype = np.dtype("<u2" if tokenizer.n_vocab <= 2**16 else "<u4")
     separator = [] if tokenizer.eot_token is None else [tokenizer.eot_token]
+    parts = (
+        _encoded_stories(count, held_out, tokenizer, separator)
+        if count
+        else (
+            (is_held_out, text, separator if text is None else tokenizer.encode(text))
+            for is_held_out, text in _split(source, cut)
+        )
+    )
     held_out_bytes = 0
     with (
         open(directory / "training.bin", "wb") as training,
         open(directory / "held_out.bin", "wb") as rest,
-        tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, leave=False) as bar,
-    ):
-        for is_held_out, text, ids in _split_and_encoded(source, cut, tokenizer, separator):
+        tqdm(
+            total=total, desc="tokenizing", unit="story" if count else "char", unit_scale=True,
+            leave=False,
+        ) as bar,
+    ):  # fmt: skip
+        for is_held_out, text, ids in parts:
             (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
             held_out_bytes += len(text.encode()) if text and is_held_out else 0
-            bar.update(len(text or ""))
+            bar.update(len(text or "") if not count else text is not None)
     about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes}
     (directory / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
 

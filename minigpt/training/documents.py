@@ -25,9 +25,8 @@ STORIES_SEED = 1
 STORIES_AT_ONCE = 2_000  # in one share of the work
 FEW_SHARES = 10  # up to which one process writes them all
 
-T = TypeVar("T")
-
 Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
+T = TypeVar("T")
 
 
 def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
@@ -73,6 +72,7 @@ def hash_source(source: str | Path) -> str:
 
 
 def story_count(source: str | Path) -> int | None:
+    """How many of the built-in stories are meant; None: the source is something else."""
     match = re.fullmatch(r"stories(?::(\d+))?", str(source))
     if not match or Path(source).exists():
         return None

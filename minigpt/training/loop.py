@@ -27,7 +27,7 @@ from minigpt.checkpoint import weights
 from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
-from minigpt.numerics.training import TrainingOps
+from minigpt.numerics.half_precision import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
 from minigpt.training import lora
@@ -204,8 +204,6 @@ class Run:
         # How it is computed: on which devices, in what precision, compiled or not.
         model.train().numerics = "fast"
         set_ops(model, TrainingOps())
-        if config.precision == "float16" and config.shard:
-            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.network = processes.wrap(model, config.shard)
         for block in model.h:
             if config.recompute:

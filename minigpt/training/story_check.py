@@ -35,7 +35,8 @@ _NO_ENGLISH = (
     "coda",
     "ending",
 )
-_TO = "at|to|near|from|behind|over|see|saw|of|in|on|around|about|is"
+_TO = "at|to|near|from|behind|over|under|beside|in|on|around|about|see|saw|of|is"
+_OWNERS = "[Aa]n?|[Hh]is|[Hh]er|[Mm]y|[Yy]our|one|two"
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -141,9 +142,13 @@ def _name(cast: _Cast, name: str, before: str, after: str, free: bool) -> list[s
 def _unknown_kind(lower: str, before: str, after: str, cast: _Cast) -> bool:
     if _is_english(lower) or lower in cast.places or lower in cast.objects:
         return False
+    if re.search(r"\bIt was an? (\w+ )?$", before) and len(cast.kinds) >= MOST:
+        return False  # both are known, so it is what one of them got
+    owner = re.search(r"\b([A-Z][a-z]+) the $", before)
     return lower in cast.kinds or bool(
         re.match(r" (named|called|by the name of) ", after)
-        or re.search(r"\b[A-Z][a-z]+ the $", before)
+        or (owner and owner[1].lower() not in vocabulary()["word"])
+        or re.search(r"\b(knew|, ) ?the (\w+ )?$|\b[A-Z][a-z]+ was an? (\w+ )?$", before)
         or re.search(
             r"\b(it was|there was|lived|met|asked|told|to|give|was only) an? (\w+ ){0,2}$",
             before,
@@ -160,7 +165,7 @@ def _unknown_kind(lower: str, before: str, after: str, cast: _Cast) -> bool:
 
 
 def _kind(cast: _Cast, kind: str, before: str, free: bool) -> list[str]:
-    article = re.search(r"\b(?:([Tt]he|[Aa]n?)) ((?:[a-z]+ ){0,3})$", before)
+    article = re.search(r"\b([Tt]he|[Aa]n?) ((?:(?!an? |the )[a-z]+ ){0,3})$", before)
     if not article:
         return []
     size = article[2].strip()
@@ -174,9 +179,9 @@ def _kind(cast: _Cast, kind: str, before: str, free: bool) -> list[str]:
         cast.kinds[kind] = size
         return [f"the {kind} is a stranger, beside {', '.join(cast.kinds)}"]
     was = cast.kinds.setdefault(kind, size)
-    if article[1] in ("the", "The") and size and was and size not in (was, was.split()[-1]):
-        if not re.search(r"est$", size):
-            return [f"the {was} {kind} became the {size} {kind}"]
+    renamed = size and was and size not in (was, was.split()[-1]) and not size.endswith("est")
+    if article[1] in ("the", "The") and renamed:
+        return [f"the {was} {kind} became the {size} {kind}"]
     return []
 
 
@@ -184,10 +189,7 @@ def _object(cast: _Cast, thing: str, before: str, free: bool) -> list[str]:
     colours = "|".join(vocabulary()["colour"])
     found = re.search(rf"\b(\w+) (?:(?:{colours}|[a-z]+) )?$", before)
     colour = re.search(rf"\b({colours}) $", before)
-    article = re.search(
-        r"\b([Aa]n?|[Tt]he|[Hh]is|[Hh]er|[Mm]y|[Yy]our|this|one|two|some) (?:(?!an? |the )[a-z]+ ){0,2}$",
-        before,
-    )
+    article = re.search(rf"\b({_OWNERS}|[Tt]he|this|some) (?:(?!an? |the )[a-z]+ ){{0,2}}$", before)
     if not (found and article):
         return []
     said = []
@@ -221,13 +223,11 @@ def _other(cast: _Cast, word: str, before: str, after: str, free: bool) -> list[
     stem = word.removesuffix("s")
     if stem in cast.other or stem in cast.objects or stem in cast.kinds:
         return []
-    if re.search(rf"\b({_TO}) the $", before) and not (cast.places and not free):
+    if re.search(rf"\b({_TO}) the $", before, re.I) and not (cast.places and not free):
         return _place(cast, word, before, free)
     if re.search(r"\b[Tt]he $", before) and cast.places and re.search(rf"\b({_TO}) the $", before):
         return [f"the {cast.places[0]} became the {word}"]
-    introduced = re.search(
-        r"\b([Aa]n?|[Hh]is|[Hh]er|[Mm]y|[Yy]our|one|two) (?:[a-z]+ ){0,3}$", before
-    )
+    introduced = re.search(rf"\b({_OWNERS}) (?:[a-z]+ ){{0,3}}$", before)
     if introduced or free:
         return _object(cast, word, before, free)
     cast.other.add(word)
