@@ -14,19 +14,24 @@ from statistics import median
 
 import torch
 
+from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Samples, Section, interleave, ratios
-from minigpt.model import GPT
 from minigpt.study.by_hand import Attention, Cache, CachedAttention
+from minigpt.support.wording import counted
 
 HEADS, WIDTH = 32, 128
-LENGTHS = (1, 10, 50, 100, 200, 500, 1000)
+LENGTHS: tuple[int, ...] = (1, 10, 50, 100, 200, 500, 1000)
+LONGER = (2000, 4000)  # a GPU multiplies so quickly that the gain begins late
 GAIN = 1.1  # less than that is noise
 
 
-def attention(model: GPT, rounds: int, quick: bool = False) -> Section:
+def measure_attention(contest: Contest) -> Section:
     """The pair on the model's device and in its dtype; its weights are not used."""
-    lengths = LENGTHS[:3] if quick else LENGTHS
-    rounds = 1 if quick else max(2, rounds // 3)
+    model = contest.model
+    lengths = LENGTHS[:3] if contest.quick else LENGTHS
+    if model.device.type == "cuda" and not contest.quick:
+        lengths += LONGER
+    rounds = 1 if contest.quick else max(2, contest.rounds // 3)
     steps = time_steps(lengths, rounds, model.device, model.dtype)
     sums = {name: sum_steps(by_length) for name, by_length in steps.items()}
     rows = []
@@ -34,10 +39,13 @@ def attention(model: GPT, rounds: int, quick: bool = False) -> Section:
         cached, uncached = sums["with"][n], sums["without"][n]
         extra = {"speed-up": median(ratios(uncached, cached)),
                  "cache bytes": 2 * n * HEADS * WIDTH * model.dtype.itemsize}  # fmt: skip
-        rows.append(Row(f"{n} tokens with the cache", cached, "s", extra))
-        rows.append(Row(f"{n} tokens without", uncached, "s"))
+        tokens = counted(n, "token")
+        rows.append(Row(f"{tokens} with the cache", cached, "s", extra))
+        rows.append(Row(f"{tokens} without", uncached, "s"))
     gains = first_gain(sums)
-    where = f"from {gains:,} tokens on" if gains else f"nowhere up to {lengths[-1]:,} tokens"
+    where = (
+        f"from {counted(gains, 'token')} on" if gains else f"nowhere up to {lengths[-1]:,} tokens"
+    )
     notes = [
         f"the cache gains {GAIN} x or more {where}",
         "a text's time is the sum of its steps; they were timed at these lengths, and those in "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.lossy import WindowCache
-from minigpt.cache.plain import GrowingCache, appended
+from minigpt.cache.plain import GrowingCache, StaticCache, appended
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 
@@ -47,7 +47,7 @@ class HeadsMixed(GrowingCache):
         return keys, values, self._lengths
 
 
-class MaskShifted(GrowingCache):
+class MaskShifted(StaticCache):
     """The mask of a chunk is off by one: each token sees the one after it as well."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> Appended:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt.bench.attention_section import attention, first_gain, sum_steps, time_steps
+from minigpt.bench.attention_section import first_gain, measure_attention, sum_steps, time_steps
+from minigpt.bench.contest import Contest
 
 
 def test_a_text_takes_the_sum_of_its_steps():
@@ -31,16 +32,15 @@ def test_steps_are_timed_at_each_length_and_in_each_round():
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in steps["with"].values())
 
 
-def test_the_section_has_a_row_with_and_without_for_each_length(toy, monkeypatch):
-    monkeypatch.setattr("minigpt.bench.attention_section.HEADS", 2)
+def test_the_section_has_a_row_with_and_without_for_each_length(model, tmp_path, monkeypatch):
     steps = {"with": {1: [1.0], 10: [1.0]}, "without": {1: [1.0], 10: [10.0]}}
     monkeypatch.setattr("minigpt.bench.attention_section.time_steps", lambda *_: steps)
     monkeypatch.setattr("minigpt.bench.attention_section.LENGTHS", (1, 10))
-    section = attention(toy, 3)
+    section = measure_attention(Contest(model, tmp_path, rounds=3))
     assert [row.name for row in section.rows] == [
-        "1 tokens with the cache", "1 tokens without",
+        "1 token with the cache", "1 token without",
         "10 tokens with the cache", "10 tokens without",
     ]  # fmt: skip
     assert section.rows[2].extra["speed-up"] == pytest.approx(5.5)
-    assert section.rows[2].extra["cache bytes"] == 2 * 10 * 2 * 128 * 4
+    assert section.rows[2].extra["cache bytes"] == 2 * 10 * 32 * 128 * 4
     assert "from 10 tokens on" in section.notes[0]
