@@ -47,15 +47,18 @@ def read_heads(
 
     Raises:
         MinigptError: for a layer that is not there, a text that does not fit, or a cache that
-            knows neither its model nor its tokens.
+            does not know its tokens, or whose model is gone or has changed since.
     """
     cache = source if isinstance(source, KVCache) else None
     if isinstance(source, GPT):
         model, text = source, list(ids or [])
-    elif source.model is None or source.tokens is None:
-        raise MinigptError(f"{source!r} does not know its model or tokens: pass a model and ids")
     else:
-        model, text = source.model, source.tokens[0]
+        filled_by = source.origin and source.origin.weights.model
+        if not isinstance(filled_by, GPT) or source.tokens is None:
+            raise MinigptError(
+                f"{source!r} does not know its model or tokens: pass a model and ids"
+            )
+        model, text = filled_by, source.tokens[0]
     layers = range(model.config.n_layer) if layers is None else layers
     for layer in layers:
         whole("layer", layer, 0, model.config.n_layer - 1)
