@@ -1,4 +1,4 @@
-"""Our cache in Hugging Face's transformers: any decoder-only model, `model(...)` and `generate`.
+"""Our cache in transformers' models; long because both programs' rules are checked at the seam.
 
 `HFCache` is a cache as transformers knows it and keeps everything in a `KVCache`; `to_hf` and
 `from_hf` carry keys and values from one program to the other; two functions at the end generate
@@ -20,8 +20,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import FOREIGN, Origin
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT

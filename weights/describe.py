@@ -51,9 +51,7 @@ class Writer:
         for first in range(0, len(prompts), ROWS):
             ids = [self.tokenizer.encode(prompt) for prompt in prompts[first : first + ROWS]]
             room = self.model.config.n_positions - max(map(len, ids), default=0)
-            done = generate_batch(
-                self.model, ids, room, seed=seed + first, temperature=temperature
-            )
+            done = generate_batch(self.model, ids, room, seed=seed + first, temperature=temperature)
             texts += [
                 self.tokenizer.decode([*prompt, *_without_end(row.tokens, self.tokenizer)])
                 for prompt, row in zip(ids, done, strict=True)

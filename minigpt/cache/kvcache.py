@@ -1,4 +1,6 @@
-"""What every KV cache can do, however it keeps keys and values. Read `plain.py` first: it is short.
+"""What every KV cache can do; long because every change of a cache is checked and undone here.
+
+Read `plain.py` first: it is short.
 
 One object for all layers. It owns positions (`cache.lengths` says where each row goes on), so a
 model and its cache cannot disagree about where they are. Here is what all kinds share: checks,
