@@ -9,6 +9,7 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.cache.kinds import KINDS
+from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.study.cost import cache_bytes, inspect, parse_size
 
