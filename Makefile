@@ -6,6 +6,7 @@ MODEL ?= weights/toy
 PROMPT ?= Once upon a time
 SEED ?= 12
 TORCH_INDEX ?=
+CHROMIUM ?= chromium
 ARGS ?=
 
 BIN := .venv/bin
@@ -14,7 +15,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images lint toy clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -58,6 +59,19 @@ check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, com
 
 write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
+
+picture: .venv/.has-core ## draw README's picture: the live page in Chromium
+	@command -v $(CHROMIUM) >/dev/null || { \
+		echo "$(CHROMIUM) was not found: install it, or name another Chrome, as in: make picture CHROMIUM=google-chrome" >&2; exit 1; }
+	@mkdir -p notebooks/images
+	@page=$$(mktemp -d) && trap 'rm -rf "$$page"' EXIT && \
+	$(BIN)/minigpt trace --live --model $(MODEL) --prompt "$(PROMPT)" --seed $(SEED) --out "$$page/live.html" && \
+	$(CHROMIUM) --headless=new --no-sandbox --disable-gpu --hide-scrollbars --force-prefers-reduced-motion \
+		--user-data-dir="$$page/profile" --window-size=1280,800 --virtual-time-budget=10000 \
+		--screenshot="$(CURDIR)/notebooks/images/page.png" "file://$$page/live.html#step=14"
+
+images: .venv/.has-core ## draw the diagrams of the README and the lessons again
+	$(BIN)/python -m minigpt.study.diagrams notebooks/images $(MODEL)
 
 lint: .venv/.has-lint ## check style and types
 	$(BIN)/ruff check .

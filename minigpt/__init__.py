@@ -11,7 +11,8 @@ if TYPE_CHECKING:  # for them and for editors; the table below says the same to 
     from minigpt.config import GPTConfig
     from minigpt.generation.batch import generate_batch
     from minigpt.generation.beam import Beam, beam_search
-    from minigpt.generation.decoding import Generation, generate, stream
+    from minigpt.generation.continuation import generate, stream
+    from minigpt.generation.decoding import Generation
     from minigpt.generation.sampling import Sampler, TokenLogProb
     from minigpt.generation.stops import StopStrings
     from minigpt.generation.text import TextStream, stream_text
@@ -66,12 +67,12 @@ _HOMES = {
     "Tokenizer": "minigpt.tokenizer",
     "beam_search": "minigpt.generation.beam",
     "compare_caches": "minigpt.study.comparison",
-    "generate": "minigpt.generation.decoding",
+    "generate": "minigpt.generation.continuation",
     "generate_batch": "minigpt.generation.batch",
     "load_cache": "minigpt.checkpoint.caches",
     "save_cache": "minigpt.checkpoint.caches",
     "score": "minigpt.study.likelihood",
-    "stream": "minigpt.generation.decoding",
+    "stream": "minigpt.generation.continuation",
     "stream_text": "minigpt.generation.text",
     "verify": "minigpt.study.verification",
 }

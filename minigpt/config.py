@@ -97,6 +97,17 @@ class GPTConfig:
         """Width of the MLP's hidden layer."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    def multiplications(self, positions: int, keys: int) -> int:
+        """Of a pass over so many positions, and the logits of the last one.
+
+        Args:
+            keys: how many all its queries read together: T (T + 1) / 2 of a text from its start.
+        """
+        kv_width = self.kv_heads * self.head_dim
+        matrices = self.n_embd * (2 * self.n_embd + 2 * kv_width + 2 * self.inner)
+        attention = 2 * keys * self.n_embd  # each query with its keys, each weight with its value
+        return self.n_layer * (positions * matrices + attention) + self.n_embd * self.vocab_size
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a model, in the order of the forward pass.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
+from minigpt.cache.origin import FOREIGN, Origin
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.support.checks import whole
@@ -391,10 +393,12 @@ def from_hf(
     if not length:
         raise MinigptError("this cache is empty: make an empty one with new_cache()")
     held = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in layers]
+    origin = None
     if isinstance(model_or_spec, CacheSpec):
         spec, context = model_or_spec, None
     elif isinstance(model_or_spec, GPT):
         spec, context = model_or_spec.cache_spec, _context(model_or_spec)
+        origin = replace(Origin.of(model_or_spec), numerics=FOREIGN)
     else:
         spec, context = cache_spec(model_or_spec), _context(model_or_spec)
     rows = held[0][0].shape[0]
@@ -408,11 +412,9 @@ def from_hf(
                 f"the model needs {spec}"
             )
     new = _lossless(kind, spec, rows, capacity or context or length)
-    with torch.no_grad(), new.extend(spec, rows, length):
+    with torch.no_grad(), new.extend(spec, rows, length, origin=origin):
         for layer, (keys, values) in zip(new.layers, held, strict=True):
             layer.append(keys, values)
-    if isinstance(model_or_spec, GPT):
-        new.model = model_or_spec
     return new
 
 

@@ -129,8 +129,7 @@ class GPT(RowModule):
 
     Args:
         config: the shape.
-        numerics: "exact" for bits that do not depend on how the work was cut, "fast" for whatever
-            is quickest; None: exact in evaluation mode, fast in training.
+        numerics: "fast", or "exact" (see `numerics/exact.py`); None: fast in training, else exact.
 
     Raises:
         MinigptError: for a model that does not fit in memory.
@@ -177,7 +176,7 @@ class GPT(RowModule):
     def _logits(self, tokens: Tensor, cache: KVCache | None, wanted: slice | int) -> Tensor:
         check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
         self.ops.check_context(self.device)
-        with opened(cache, self.cache_spec, tokens) as (positions, layers):
+        with opened(cache, self.cache_spec, tokens, self) as (positions, layers):
             x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
             x = F.dropout(x, self.config.embd_pdrop, self.training)
             for block, layer in zip(self.h, layers, strict=True):
@@ -217,9 +216,7 @@ class GPT(RowModule):
             MinigptError: for a length beyond the context, an unknown kind or setting.
         """
         room = within_context(max_length, self.config.n_positions)
-        cache = make_cache(kind, self.cache_spec, batch_size, room, **settings)
-        cache.model = self
-        return cache
+        return make_cache(kind, self.cache_spec, batch_size, room, **settings)
 
     @property
     def numerics(self) -> str:

@@ -1,13 +1,13 @@
-"""Text to tokens and back: GPT-2's byte-level BPE, with tiktoken doing the merging.
+"""Text to tokens and back, by GPT-2's byte pairs or by characters: one long file, because a
+checkpoint's files say which of the two kinds of tokenizer it has.
 
-Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`, `merges.txt`) and can train a
-small vocabulary of its own, or take bytes or characters for tokens. Where a checkpoint comes from
-is `hub.py`'s business.
+tiktoken does the merging. Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`,
+`merges.txt`). How byte pairs are learned is in `training/bpe.py`, where a checkpoint comes from in
+`checkpoint/hub.py`, text of tokens as they come in `generation/text.py`.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import operator
@@ -20,13 +20,12 @@ from typing import Any
 
 from minigpt.support.checks import is_whole, listed, path_of, plain_file
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import write_text
+from minigpt.support.files import read_json, write_text
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LONGEST_GAP = 900_000  # characters; tiktoken's regex engine panics on 999,999 white spaces in a row
 LONGEST_SPECIALS = 2**16  # characters; tiktoken takes 300 bytes of memory for each
-LARGEST = 2**20  # tokens to learn
 LARGEST_FILE = 2**25  # bytes of a vocabulary: GPT-2's has 1 MB
 END_OF_TEXT = "<|endoftext|>"
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -113,8 +112,8 @@ class Tokenizer:
         if both.is_file():
             content = _read_json(both)
             if CharTokenizer.wrote(content):
-                return CharTokenizer._from_tokenizer_json(content, directory)
-            return cls._from_tokenizer_json(content, directory)
+                return CharTokenizer.from_tokenizer_json(content, directory)
+            return cls.from_tokenizer_json(content, directory)
         if config.is_file() and _read_json(config).get("vocab_size") == GPT2_VOCAB_SIZE:
             return cls._gpt2()
         raise MinigptError(
@@ -138,7 +137,7 @@ class Tokenizer:
         return cls({token: i for i, token in enumerate(tokens)}, {END_OF_TEXT: gpt2.eot_token})
 
     @classmethod
-    def _from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> Tokenizer:
+    def from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> Tokenizer:
         """From the one-file format of the `tokenizers` library."""
         try:
             model, added = content["model"], content["added_tokens"]
@@ -164,7 +163,7 @@ class Tokenizer:
         """
         if not all(type(text) is str for text in vocab):
             raise MinigptError(f"the vocabulary of {where} has tokens that are no text")
-        if any(type(i) is not int or i < 0 for i in vocab.values()):
+        if not all(is_whole(i) and i >= 0 for i in vocab.values()):
             raise MinigptError(f"the vocabulary of {where} has ids that are not whole numbers >= 0")
         if len(set(vocab.values())) < len(vocab):
             raise MinigptError(f"the vocabulary of {where} gives one id to two tokens")
@@ -200,7 +199,7 @@ class Tokenizer:
             MinigptError: when `text` is not a str, holds a surrogate (half of a UTF-16 character),
                 or has more than `LONGEST_GAP` white spaces in a row.
         """
-        _check_text(text)
+        check_text(text)
         gaps = re.findall(r"\s+", text) if len(text) > LONGEST_GAP else []
         if any(len(gap) > LONGEST_GAP for gap in gaps):
             raise MinigptError(f"text has over {LONGEST_GAP} white spaces in a row: cut it there")
@@ -276,7 +275,7 @@ class CharTokenizer(Tokenizer):
         given = listed(characters, "the vocabulary", "characters")
         if not all(isinstance(text, str) for text in given):
             raise MinigptError(f"the vocabulary is {characters!r}, needed characters")
-        alphabet = dict.fromkeys(_check_text("".join(given)))
+        alphabet = dict.fromkeys(check_text("".join(given)))
         if not alphabet:
             raise MinigptError("the vocabulary is empty, needed at least one character")
         self._id_of = {character: i for i, character in enumerate(alphabet)}
@@ -292,11 +291,11 @@ class CharTokenizer(Tokenizer):
         Raises:
             MinigptError: when `text` is not a str or has a character outside the vocabulary.
         """
-        if allow_special and END_OF_TEXT in _check_text(text):
+        if allow_special and END_OF_TEXT in check_text(text):
             before, after = text.split(END_OF_TEXT, 1)
             return [*self.encode(before), len(self._id_of), *self.encode(after, allow_special)]
         try:
-            return [self._id_of[character] for character in _check_text(text)]
+            return [self._id_of[character] for character in check_text(text)]
         except KeyError as error:
             raise MinigptError(
                 f"character {error.args[0]!r} is not among the {len(self._id_of)} of this "
@@ -327,7 +326,7 @@ class CharTokenizer(Tokenizer):
         return content.get("pre_tokenizer") == _EVERY_CHARACTER
 
     @classmethod
-    def _from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> CharTokenizer:
+    def from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> CharTokenizer:
         try:
             vocab = content["model"]["vocab"]
             tokenizer = cls(sorted(vocab, key=vocab.__getitem__))
@@ -350,80 +349,9 @@ _EVERY_CHARACTER = {
 }
 
 
-class StreamDecoder:
-    """Text from tokens that come one by one, never half a character.
-
-    A token may end in the middle of a UTF-8 character; its bytes wait here for the next one. Bytes
-    that no later one can complete become U+FFFD, so that all pieces together are what
-    `Tokenizer.decode` gives. A *character* is a code point: a family of emoji comes one by one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes, possibly "". Raises as `Tokenizer.decode_bytes`."""
-        return self._utf8.decode(self._tokenizer.decode_bytes([token]))
-
-    def flush(self) -> str:
-        """What is left at the end: "" or U+FFFD. The decoder is then ready for another text."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
-
-
 def byte_tokenizer() -> Tokenizer:
     """GPT-2's tokenizer before the first merge: 256 bytes, and the end of text as token 256."""
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
-
-
-def train_bpe(
-    texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,)
-) -> Tokenizer:
-    """Learn merges from `texts` (Sennrich et al. 2016): join the commonest pair, and again.
-
-    Ids are laid out as GPT-2's: 256 bytes, then merges, then specials. The same texts give the same
-    tokenizer; few texts may give fewer than `vocab_size` tokens.
-
-    Raises:
-        MinigptError: when the `tokenizers` library is missing, or an argument cannot be used.
-    """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise MinigptError(
-            "training a tokenizer needs the tokenizers library: pip install 'minigpt[train]'"
-        ) from error
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise MinigptError(
-            f"texts is one {type(texts).__name__}, needed several: pass a list of texts"
-        )
-    specials = [_check_text(text) for text in listed(specials, "specials", "a list of texts")]
-    if not is_whole(vocab_size) or vocab_size > LARGEST:
-        raise MinigptError(f"vocab_size is {vocab_size!r}, needed a whole number up to {LARGEST}")
-    if vocab_size < 256 + len(specials):
-        raise MinigptError(
-            f"vocab_size is {vocab_size}, needed at least {256 + len(specials)}: 256 bytes and "
-            f"{len(specials)} special tokens"
-        )
-    byte_level = tokenizers.pre_tokenizers.ByteLevel  # cuts text by the same pattern as above
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = byte_level(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - len(specials),
-        initial_alphabet=byte_level.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator((_check_text(text) for text in texts), trainer)
-    content = json.loads(bpe.to_str())
-    vocab = content["model"]["vocab"]
-    for text in specials:
-        if text in vocab or not text:
-            raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
-        content["added_tokens"].append({"content": text, "id": len(vocab)})
-        vocab[text] = len(vocab)
-    return Tokenizer._from_tokenizer_json(content, "the trained vocabulary")
 
 
 def _check_vocabulary(ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
@@ -435,7 +363,7 @@ def _check_vocabulary(ids: Mapping[bytes, int], specials: Mapping[str, int]) -> 
             "a vocabulary is something else than two dicts, needed ids from 0 on, by the bytes of "
             "each token and by the text of each special one"
         )
-    length = sum(len(_check_text(text)) for text in specials)
+    length = sum(len(check_text(text)) for text in specials)
     if length > LONGEST_SPECIALS:
         raise MinigptError(
             f"the special tokens have {length} characters together, needed at most "
@@ -457,7 +385,8 @@ def _halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _check_text(text: str) -> str:
+def check_text(text: str) -> str:
+    """The text, if it is one that has bytes."""
     if not isinstance(text, str):
         raise MinigptError(f"text is a {type(text).__name__}, needed a str")
     try:
@@ -479,11 +408,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MinigptError(f"{path} is not a JSON object ({error}): get the file again") from error
+    found = read_json(path, LARGEST_FILE, "get the file again")
     if not isinstance(found, dict):
         raise MinigptError(f"{path} is not a JSON object: get the file again")
     return found

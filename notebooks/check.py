@@ -74,17 +74,25 @@ def check(file: Path, write: bool) -> Iterator[str]:
 
 
 def add_solutions(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNode]]:
-    """After each check its solution, the check again, and the stub: later cells shall meet what a
-    reader has who answers nothing. Returns each check and its repetition."""
+    """After each check the solutions so far, the check again, and the stubs: an exercise may build
+    on those before it, and later cells shall meet what a reader has who answers nothing. Returns
+    each check and its repetition."""
     cells, exercises = [], []
+    solutions, stubs = [], []
     for n, cell in enumerate(notebook.cells):
         cells.append(cell)
         if "check" not in cell.metadata.get("tags", []):
             continue
         before, after = notebook.cells[n - 1], notebook.cells[n + 1 : n + 2]
         solution = SOLUTION.search("".join(cell.source for cell in after))
-        solved = solution[1] if solution else ""
-        for name, source in ("solved", solved), ("again", cell.source), ("stub", before.source):
+        solutions.append(solution[1] if solution else "")
+        stubs.append(before.source)
+        added_sources = {
+            "solved": "\n\n".join(solutions),
+            "again": cell.source,
+            "stub": "\n\n".join(stubs),
+        }
+        for name, source in added_sources.items():
             added = nbformat.v4.new_code_cell(source, id=f"{cell.id}-{name}")
             added.metadata.added = True
             cells.append(added)

@@ -13,7 +13,7 @@ from minigpt import GPT, GPTConfig
 from minigpt.generation.sampling import Sampler
 from minigpt.numerics.fast import FastOps
 
-pytest_plugins = ["tests.fake_hub"]
+pytest_plugins = ["tests.browser", "tests.fake_hub"]
 
 MakeModel = Callable[..., GPT]
 

@@ -1,4 +1,4 @@
-"""Models and paths that several test files need and that are no fixtures."""
+"""Models, paths and texts that several test files need and that are no fixtures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from minigpt import GPT
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "weights" / "toy"
+
+SCRIPTS = [
+    "Hello, world!",
+    "Où est le café ? Straße, smörgåsbord, İstanbul",
+    "Съешь ещё этих мягких французских булок",
+    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
+    "素早い茶色の狐 快速的棕色狐狸 빠른 갈색 여우",
+    "सभी मनुष्य जन्म से स्वतंत्र हैं",
+    "نص عربي و עברית",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇺🇦 e\u0301 \U0001f600\U0001f3fd",
+    "\x00\x01\x7f\x80\xa0\xad\u2028\ufeff\uffff\U0010ffff",
+    "  two  spaces\n\n\ttab \r\n   ",
+    "don't I'll you've 123 4567 3.14 a_b-c #include <x>",
+    "",
+]
 
 
 def ending_in(model: GPT, token: int) -> GPT:

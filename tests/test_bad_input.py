@@ -22,7 +22,8 @@ from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
 from minigpt.study.cost import cache_bytes, inspect, parse_size
-from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer, byte_tokenizer
+from minigpt.training.bpe import train_bpe
 from minigpt.training.recipes import TrainConfig, configure, preset, read_toml
 
 BESIDES = (
@@ -102,8 +103,8 @@ CALLS: list[tuple[str, str]] = [
     ("generate_batch(MODEL, torch.tensor(3), 2)", "needed a list"),
     ("generate_batch(MODEL, None, 2)", "needed a list"),
     ("beam_search(MODEL, [257], 2)", "the prompt holds 257, needed"),
-    ("score(MODEL, None)", "the text holds something else than this model's tokens"),
-    ("score(MODEL, [2**70, 1])", "the text holds something else"),
+    ("score(MODEL, None)", "the text is None, needed a list of token ids"),
+    ("score(MODEL, [2**70, 1])", "the text holds 1180591620717411303424, needed"),
     ("verify(MODEL, {1: 2})", "needed a list of token ids"),
     ("compare_caches(MODEL, None)", "the text is None, needed a list of token ids"),
     ("compare_caches(MODEL, 'abc')", "the text holds 'a', needed whole numbers from 0 to 256"),
@@ -118,7 +119,7 @@ CALLS: list[tuple[str, str]] = [
     ("generate(MODEL, IDS, 2, repetition_penalty=10**400)", "repetition_penalty is 1000"),
     ("generate(MODEL, IDS, 2, logit_bias={3: 10**400})", "logit_bias has 3: 1000"),
     ("generate(MODEL, IDS, 2, logit_bias=[3])", "logit_bias is a list, needed a dict"),
-    ("generate(MODEL, IDS, 2, seed=np.int64(2))", "needed a whole number from 0 to 2**63 - 1"),
+    ("generate(MODEL, IDS, 2, seed=np.float32(2))", "needed a whole number from 0 to 2**63 - 1"),
     ("generate(MODEL, IDS, 2, top_k=torch.tensor(2))", "top_k is tensor(2), needed"),
     ("generate(MODEL, IDS, 2, draft=3)",
      "draft is 3, needed 'lookup', a smaller model, or a Drafter"),
@@ -157,7 +158,7 @@ CALLS: list[tuple[str, str]] = [
     ("inspect(SAVED, batch=1.5)", "batch is 1.5, needed"),
     ("parse_size(8)", "the size is 8, needed a number of bytes such as 512MB"),
     ("cache_bytes(MODEL.config, 'static', -1)",
-     "length is -1, needed a whole number from 0 to the context's 32"),
+     "length is -1, needed a whole number from 0 to 32: the context"),
     ("cache_bytes(MODEL.config, 'static', 33)", "length is 33, needed"),
     # configurations
     ("GPTConfig(layer_norm_epsilon=10**400)", "layer_norm_epsilon is 1000"),
@@ -184,7 +185,7 @@ CALLS: list[tuple[str, str]] = [
      "the special tokens have 1000000 characters together, needed at most 65536"),
     ("train_bpe(None, 300)", "texts is one NoneType, needed several"),
     ("train_bpe(['a'], 10**30)",
-     "vocab_size is 1000000000000000000000000000000, needed a whole number up to"),
+     "vocab_size is 1000000000000000000000000000000, needed a whole number from 257 to"),
     ("train_bpe(['a'], '300')", "vocab_size is '300', needed"),
     ("train_bpe(['a'], 300, [3])", "text is a int, needed a str"),
     ("StopStrings(3)", "stops is 3, needed a list of strings"),

@@ -345,7 +345,7 @@ def test_minigpt_goes_on_where_transformers_stopped(twins, text, kind):
     cache = hf.from_hf(own, ours, kind=kind)
     got = ours(ids[:, 15:], cache=cache)
     assert (got - ours(ids)[:, 15:]).abs().max() < 1e-4  # as above
-    assert (cache.capacity, len(cache), cache.model) == (160, 20, ours)
+    assert (cache.capacity, len(cache), cache.origin.weights.model) == (160, 20, ours)
 
 
 def test_to_hf_shares_the_memory_of_a_static_cache(llama):

@@ -23,27 +23,12 @@ from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import (
     END_OF_TEXT,
     CharTokenizer,
-    StreamDecoder,
     Tokenizer,
     byte_tokenizer,
-    train_bpe,
 )
+from minigpt.training.bpe import train_bpe
 from minigpt.training.stories import stories
-
-SCRIPTS = [
-    "Hello, world!",
-    "Où est le café ? Straße, smörgåsbord, İstanbul",
-    "Съешь ещё этих мягких французских булок",
-    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
-    "素早い茶色の狐 快速的棕色狐狸 빠른 갈색 여우",
-    "सभी मनुष्य जन्म से स्वतंत्र हैं",
-    "نص عربي و עברית",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 🇺🇦 e\u0301 \U0001f600\U0001f3fd",
-    "\x00\x01\x7f\x80\xa0\xad\u2028\ufeff\uffff\U0010ffff",
-    "  two  spaces\n\n\ttab \r\n   ",
-    "don't I'll you've 123 4567 3.14 a_b-c #include <x>",
-    "",
-]
+from tests.helpers import SCRIPTS
 
 
 def directory_of(variable: str, *needed: str) -> str:
@@ -473,124 +458,6 @@ def test_a_tokenizer_json_of_another_kind_is_an_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}', encoding="utf-8")
     with pytest.raises(MinigptError, match="not a byte-level BPE"):
         Tokenizer.from_pretrained(tmp_path)
-
-
-# --- streaming ---
-
-
-@pytest.mark.parametrize("text", SCRIPTS)
-def test_a_stream_is_the_text(toy, text):
-    stream = StreamDecoder(toy)
-    assert "".join(stream.push(token) for token in toy.encode(text)) + stream.flush() == text
-
-
-def test_a_stream_never_splits_a_character(toy):
-    stream = StreamDecoder(toy)
-    pieces = [stream.push(token) for token in toy.encode("🙂é")]
-    assert [piece for piece in pieces if piece] == ["🙂", "é"]
-    assert len(pieces) > 2
-
-
-@given(data=st.data())
-def test_a_stream_of_any_tokens_is_what_decode_gives(toy, data):
-    tokens = data.draw(st.lists(st.integers(0, toy.n_vocab - 1)))
-    stream = StreamDecoder(toy)
-    assert "".join(map(stream.push, tokens)) + stream.flush() == toy.decode(tokens)
-
-
-@pytest.fixture(scope="module")
-def bytewise() -> Tokenizer:
-    """The finest vocabulary there is: every byte its own token, and its own id."""
-    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
-
-
-@pytest.mark.parametrize(
-    "text", ["👩‍👩‍👧‍👦 🏳️‍🌈 🇻🇳", "Tiếng Việt có dấu: ế ữ ộ", "빠른 갈색 여우", "한글"]
-)
-def test_byte_by_byte_each_character_comes_whole_with_its_last_byte(bytewise, text):
-    stream = StreamDecoder(bytewise)
-    pieces = [stream.push(byte) for byte in text.encode()]
-    assert [piece for piece in pieces if piece] == list(text)
-    assert [piece != "" for piece in pieces] == [
-        last for c in text for last in [False] * (len(c.encode()) - 1) + [True]
-    ]
-
-
-@given(text=st.text())
-def test_pieces_of_a_text_are_the_text_and_leave_nothing_for_the_end(toy, bytewise, text):
-    for tokenizer in (toy, bytewise):
-        stream = StreamDecoder(tokenizer)
-        assert "".join(stream.push(token) for token in tokenizer.encode(text)) == text
-        assert stream.flush() == ""
-
-
-@given(content=st.binary())
-def test_a_stream_of_any_bytes_is_what_decode_gives(bytewise, content):
-    stream = StreamDecoder(bytewise)
-    assert "".join(map(stream.push, content)) + stream.flush() == bytewise.decode(list(content))
-
-
-def test_flush_gives_up_on_half_a_character(toy):
-    stream = StreamDecoder(toy)
-    stream.push(toy.encode("é")[0])
-    assert stream.flush() == "\ufffd"
-
-
-def test_after_flush_a_stream_starts_afresh(toy):
-    stream = StreamDecoder(toy)
-    stream.push(toy.encode("é")[0])
-    stream.flush()
-    assert stream.push(toy.encode("a")[0]) == "a"
-
-
-# --- training ---
-
-
-def test_training_gives_the_size_asked_for(toy):
-    assert toy.n_vocab == 512
-
-
-def test_training_is_deterministic(toy, texts):
-    again = train_bpe(iter(texts), vocab_size=512)
-    assert [again.decode_bytes([i]) for i in range(512)] == [
-        toy.decode_bytes([i]) for i in range(512)
-    ]
-
-
-def test_bytes_come_first_and_special_tokens_last(toy):
-    assert all(len(toy.decode_bytes([i])) == 1 for i in range(256))
-    assert toy.eot_token == 511
-
-
-def test_training_makes_text_shorter(toy, texts):
-    assert len(toy.encode(texts[0])) < len(texts[0]) / 2
-
-
-def test_no_token_reaches_across_words(toy):
-    inner_spaces = [toy.decode_bytes([i]).lstrip().count(b" ") for i in range(512)]
-    assert max(inner_spaces) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("one text", 300), "texts is one str"),
-        ((["a"], 256), "needed at least 257"),
-        ((["a"], 300, ("a",)), "cannot be a special token"),
-        ((["a"], 300, ("",)), "cannot be a special token"),
-        ((["a", "b\udfff"], 300), "position 1"),
-        (([b"a"], 300), "needed a str"),
-    ],
-)
-def test_training_refuses_what_it_cannot_use(arguments, message):
-    with pytest.raises(MinigptError, match=message):
-        train_bpe(*arguments)
-
-
-def test_without_the_library_training_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MinigptError, match=r"minigpt\[train\]"):
-        train_bpe(["a"], 300)
 
 
 # --- manners ---

@@ -1,7 +1,7 @@
 """Who is measured: minigpt with both numerics, and the programs that can run the same checkpoint.
 
 An entrant prefills and decodes the same tokens as the others, each through its own interface;
-`bench.py` takes the time. Programs that are not installed are left out.
+the sections take the time. Programs that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
+from minigpt.generation.continuation import choose_likeliest
 from minigpt.model import GPT
 from minigpt.numerics import NUMERICS
 from minigpt.numerics.base import whole_blocks
@@ -40,24 +41,16 @@ class Entrant:
     def prefill(self, tokens: Tensor) -> Decode:
         """What comes back takes (B, T) tokens to their next ids, by way of a filled cache."""
         self.ready()
-        return lambda: greedy(self, tokens, self.new_cache(*tokens.shape), 1).tolist()
+        return lambda: choose_likeliest(
+            self.next_logits, tokens, 1, self.new_cache(*tokens.shape)
+        ).tolist()
 
     def decode(self, tokens: Tensor, steps: int) -> Decode:
         """Prefill (B, T) tokens and choose the next ones; what comes back decodes `steps` more."""
         self.ready()
         cache = self.new_cache(len(tokens), tokens.shape[1] + steps)
-        first = greedy(self, tokens, cache, 1)
-        return lambda: greedy(self, first, cache, steps).tolist()
-
-
-@torch.inference_mode()
-def greedy(entrant: Entrant, tokens: Tensor, cache: Any, steps: int) -> Tensor:
-    """Feed (B, T) tokens, then decode: (B, steps) ids."""
-    chosen = []
-    for _ in range(steps):
-        tokens = entrant.next_logits(tokens, cache).argmax(-1, keepdim=True)  # (B, 1)
-        chosen.append(tokens)
-    return torch.cat(chosen, 1)
+        first = choose_likeliest(self.next_logits, tokens, 1, cache)
+        return lambda: choose_likeliest(self.next_logits, first, steps, cache).tolist()
 
 
 def minigpt_entrant(model: GPT, numerics: str, name: str = "minigpt") -> Entrant:
@@ -117,9 +110,13 @@ class CTranslate2(Entrant):
     def _continue(self, row: list[int], count: int, prefilled: list[int]) -> list[int]:
         beginning, words = ([_word(token) for token in part] for part in (prefilled, row))
         (result,) = self._generator.generate_batch(
-            [words], max_length=count, end_token=[], return_end_token=True,
-            static_prompt=beginning or None, include_prompt_in_result=False,
-        )  # fmt: skip
+            [words],
+            max_length=count,
+            end_token=[],
+            return_end_token=True,
+            static_prompt=beginning or None,
+            include_prompt_in_result=False,
+        )
         return result.sequences_ids[0]
 
     def prefill(self, tokens: Tensor) -> Decode:
@@ -158,7 +155,7 @@ def _word(token: int) -> str:
     return f"<{token}>"
 
 
-def entrants(model: GPT, directory: Path) -> list[Entrant]:
+def load_entrants(model: GPT, directory: Path) -> list[Entrant]:
     """Who can run this checkpoint here: minigpt twice, and the others where they can."""
     ours = [minigpt_entrant(model, name) for name in NUMERICS]
     if why_no_transformers(model.config):
@@ -167,7 +164,7 @@ def entrants(model: GPT, directory: Path) -> list[Entrant]:
     return [*ours, *theirs, *ctranslate2_entrants(model, directory, "float32")]
 
 
-def int8_entrants(model: GPT, directory: Path) -> list[Entrant]:
+def load_int8_entrants(model: GPT, directory: Path) -> list[Entrant]:
     """Who can run it with 8-bit weights; each rounds them, and the activations, in its own way."""
     small = GPT.from_pretrained(directory, model.dtype, model.device, weights="int8")
     ours = [minigpt_entrant(small, name, "minigpt int8") for name in NUMERICS]

@@ -1,4 +1,4 @@
-"""Measuring in turns, and tables of what was measured: the tools of `bench.py`.
+"""Measuring in turns, and tables of what was measured: the tools of all sections.
 
 Machines drift, so whatever is compared runs in turns (A B A B ...) after a warm-up, and a ratio is
 the median of the ratios within a turn.
@@ -14,6 +14,8 @@ from statistics import median
 from typing import Any
 
 from tqdm import tqdm
+
+from minigpt.support.tables import table
 
 Samples = dict[str, list[float]]  # by name, one measurement per turn
 Prepare = Callable[[], Callable[[], object]]  # sets the stage, untimed; returns what is timed
@@ -51,7 +53,6 @@ _COLUMNS = {  # what may stand beside a median and its spread, and how
     "less work": "{:.0f} x",
     "of static": "{:.2f} x",
     "cache bytes": "{:,.0f}",
-    "goal": "{:.2f}",
 }
 
 
@@ -91,22 +92,18 @@ class Section:
     def to_markdown(self) -> str:
         headings, *rows = ([cell.strip() for cell in row] for row in self.cells())
         rule = ["---"] + ["---:"] * (len(headings) - 1)
-        table = [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
+        lines = [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
         notes = "".join(f"\n- {note}" for note in self.notes)
-        return "\n".join([f"**{self.name}**: {self.title}\n", *table]) + "\n" * bool(notes) + notes
+        return "\n".join([f"**{self.name}**: {self.title}\n", *lines]) + "\n" * bool(notes) + notes
 
     def __str__(self) -> str:
-        table = self.cells()
-        name_width = max(len(row.name) for row in self.rows)
-        lines = [f"{self.name}: {self.title}"]
-        for name, middle, spread, *extra in table:
-            line = f"  {name:<{name_width}}{middle:>13}{spread:>17}"
-            lines.append((line + "".join(f"{cell:>12}" for cell in extra)).rstrip())
+        headings, *rows = self.cells()
         notes = (
             textwrap.fill(f"({note})", 98, initial_indent="  ", subsequent_indent="   ")
             for note in self.notes
         )
-        return "\n".join([*lines, *notes])
+        lines = textwrap.indent(table(headings, rows, width=98), "  ")
+        return "\n".join([f"{self.name}: {self.title}", lines, *notes])
 
 
 @dataclass

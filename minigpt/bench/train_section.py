@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
 from minigpt.tokenizer import CharTokenizer
 from minigpt.training.data import Corpus
@@ -26,42 +27,27 @@ from minigpt.training.recipes import TrainConfig, preset
 from minigpt.training.sources import Text, starting_model
 
 CHARACTERS = 64  # and the end of text: 65 tokens, as in tiny Shakespeare
-GOALS = {  # of the reference's time
-    ("laptop", "float32"): 0.9, ("laptop", "bfloat16"): 0.7,
-    ("gpu", "float32"): 1 / 1.3, ("gpu", "bfloat16"): 1 / 1.3,
-}  # fmt: skip
+RECIPES = ("laptop", "gpu")
 
 
-def train_section(
-    rounds: int = 10, quick: bool = False, recipes: tuple[str, ...] = ("laptop", "gpu"),
-    compiled: bool = False,
-) -> Section:  # fmt: skip
-    """Step times of recipes' shapes on the CPU, in float32 and mixed precision.
-
-    Args:
-        rounds: steps of each that are timed.
-        quick: one window in a batch.
-        compiled: compile our blocks, which takes a minute before the first step.
-    """
+def measure_train(contest: Contest) -> Section:
+    """Step times of the recipes' shapes on the CPU, in float32 and mixed precision."""
     rows = []
-    for name in recipes:
-        config = replace(preset(name), device="cpu", compile=compiled, dropout=0.0)
+    for name in RECIPES:
+        config = replace(preset(name), device="cpu", compile=False, dropout=0.0)
         # A batch that a CPU computes in a second or two; the time per token hardly depends on it.
-        config = replace(config, batch_size=1 if quick else min(config.batch_size, 12))
+        batch_size = 1 if contest.quick else min(config.batch_size, 12)
+        config = replace(config, batch_size=batch_size)
         for precision in ("float32", "bfloat16"):
-            contest = step_times(replace(config, precision=precision), rounds)
-            goal = GOALS.get((name, precision))
-            tokens = config.batch_size * config.n_positions
-            for who, seconds in contest.items():
+            title = f"{name}, {precision}"
+            times = step_times(replace(config, precision=precision), max(1, contest.rounds // 2))
+            tokens = batch_size * config.n_positions
+            for who, seconds in times.items():
                 extra = {"tokens/s": tokens / median(seconds)}
-                rows.append(Row(f"{name}, {precision}: {who}", [1e3 * s for s in seconds], "ms",
-                                extra))  # fmt: skip
-            if len(contest) == 2:
-                part = ratios(*contest.values())
-                rows.append(Row(f"{name}, {precision}: of its time", part, "x",
-                                {} if goal is None else {"goal": goal}))  # fmt: skip
-    title = f"time of a training step, {torch.get_num_threads()} threads"
-    return Section("train", title + (", compiled" if compiled else ""), rows)
+                rows.append(Row(f"{title}: {who}", [1e3 * s for s in seconds], "ms", extra))
+            if len(times) == 2:
+                rows.append(Row(f"{title}: of its time", ratios(*times.values()), "x"))
+    return Section("train", f"time of a training step, {torch.get_num_threads()} threads", rows)
 
 
 def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
@@ -70,8 +56,9 @@ def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
     tokens = np.random.default_rng(0).integers(CHARACTERS, size=100_000, dtype=np.uint16)
     source = Text(Corpus(tokenizer, tokens, tokens, len(tokens)), config.n_positions, config.seed)
     with TemporaryDirectory(prefix="minigpt-bench-") as directory:
-        run = Run(starting_model(config, source), source, config, Path(directory),
-                  Processes(torch.device(config.device)), resume=False)  # fmt: skip
+        processes = Processes(torch.device(config.device))
+        model = starting_model(config, source)
+        run = Run(model, source, config, Path(directory), processes, resume=False)
         contenders: dict[str, Prepare] = {"minigpt": lambda: run.step}
         plain = plain_loop(config, source)
         if plain is not None:
@@ -87,10 +74,17 @@ def plain_loop(config: TrainConfig, source: Text) -> Callable[[], object] | None
     except ImportError:
         return None
     shape: Any = GPT2Config(
-        vocab_size=source.tokenizer.n_vocab, n_positions=config.n_positions, n_embd=config.n_embd,
-        n_layer=config.n_layer, n_head=config.n_head, embd_pdrop=config.dropout,
-        attn_pdrop=config.dropout, resid_pdrop=config.dropout, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=source.tokenizer.n_vocab,
+        n_positions=config.n_positions,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        resid_pdrop=config.dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model: Any = GPT2LMHeadModel(shape).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     numbers = iter(range(10**9))

@@ -16,17 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
+from minigpt.cache.origin import Origin, followed, joined
+from minigpt.numerics.base import RowModule
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory, zeros
-
-if TYPE_CHECKING:
-    from minigpt.model import GPT
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class KVCache(ABC):
         self._lengths = [0] * batch_size
         self._tokens: list[list[int]] | None = [[] for _ in range(batch_size)]
         self._users: list[object] = []  # passes and changes that have begun: one, unless refused
-        self.model: GPT | None = None  # whose keys and values these are, when `new_cache` made it
+        self._origin: Origin | None = None
 
     @property
     def layers(self) -> list[LayerCache]:
@@ -123,6 +122,11 @@ class KVCache(ABC):
         return None if self._tokens is None else [list(row) for row in self._tokens]
 
     @property
+    def origin(self) -> Origin | None:
+        """Whose keys and values these are; None while there are none, or when nobody told."""
+        return self._origin if len(self) else None
+
+    @property
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes allocated, whether in use or not."""
@@ -131,7 +135,12 @@ class KVCache(ABC):
 
     @contextmanager
     def extend(
-        self, spec: CacheSpec, batch_size: int, count: int, tokens: Tensor | None = None
+        self,
+        spec: CacheSpec,
+        batch_size: int,
+        count: int,
+        tokens: Tensor | None = None,
+        origin: Origin | None = None,
     ) -> Iterator[None]:
         """Take `count` more positions in every row of every layer, or none at all.
 
@@ -140,13 +149,15 @@ class KVCache(ABC):
 
         Args:
             tokens: (B, count), the ids, to be remembered beside their keys.
+            origin: what computes them; None: another program.
 
         Raises:
-            MinigptError: when the model, the number of rows or the room left does not fit, or
-                another pass is not over.
+            MinigptError: when the model, its weights, the number of rows or the room left does not
+                fit, or another pass is not over.
         """
         with self.in_use():
             self._check(spec, batch_size, count)
+            origin = self.followed_by(origin)
             end = len(self) + count
             try:
                 self._reserve(count)
@@ -157,11 +168,20 @@ class KVCache(ABC):
                     self._forget(self._lengths, end)
                 raise
             self._lengths = [length + count for length in self._lengths]
+            self._origin = origin
             if tokens is None or self._tokens is None:
                 self._tokens = None
             else:
                 for row, new in zip(self._tokens, tokens.tolist(), strict=True):
                     row += new
+
+    def followed_by(self, origin: Origin | None) -> Origin | None:
+        """Whose its rows are when this has added some.
+
+        Raises:
+            MinigptError: when it does not go with those held: see `origin.py`.
+        """
+        return followed(self._origin, origin) if len(self) else origin
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -229,7 +249,7 @@ class KVCache(ABC):
         return self.fork()  # and not a second name for the same memory
 
     def __deepcopy__(self, memo: object) -> KVCache:
-        return self.fork()  # and not a copy of the model that it knows
+        return self.fork()
 
     def __reduce__(self) -> NoReturn:
         raise MinigptError(
@@ -273,7 +293,8 @@ class KVCache(ABC):
         """One cache with the rows of all, whatever their lengths.
 
         Raises:
-            MinigptError: when there are none, or they differ in model, dtype, device or kind.
+            MinigptError: when there are none, or they differ in model, dtype, device or kind, or
+                were filled by different weights.
         """
         caches = listed(caches)
         if not caches:
@@ -296,12 +317,14 @@ class KVCache(ABC):
         return first._gathered(sources, max(cache.capacity for cache in caches))
 
     def _gathered(self, sources: list[tuple[KVCache, int]], capacity: int) -> KVCache:
+        caches = list(dict.fromkeys(cache for cache, _ in sources))
+        origin = joined([cache._origin for cache in caches if len(cache)])
         new = self._empty(len(sources), capacity)
-        new.model = self.model
         with ExitStack() as uses, torch.inference_mode():
-            for cache in dict.fromkeys(cache for cache, _ in sources):
+            for cache in caches:
                 uses.enter_context(cache.in_use())
             new._adopt(sources)
+            new._origin = origin
             new._lengths = [cache._lengths[row] for cache, row in sources]
             if any(cache._tokens is None for cache, _ in sources):
                 new._tokens = None
@@ -338,18 +361,22 @@ class KVCache(ABC):
         return tensors
 
     def restore(
-        self, lengths: list[int], state: Mapping[str, Tensor], tokens: list[list[int]] | None
+        self,
+        lengths: list[int],
+        state: Mapping[str, Tensor],
+        tokens: list[list[int]] | None,
+        origin: Origin | None,
     ) -> None:
         """Make this new cache what another one was.
 
         Args:
-            lengths, state, tokens: of that one, which had the same kind, settings and rows.
+            lengths, state, tokens, origin: of that one, which had the same kind, settings and rows.
 
         Raises:
             LookupError, TypeError, ValueError, RuntimeError: for a state that does not fit.
         """
         self._restore(lengths, state)
-        self._lengths, self._tokens = lengths, tokens
+        self._lengths, self._tokens, self._origin = lengths, tokens, origin
         again = {name: (tensor.dtype, tensor.shape) for name, tensor in self.state().items()}
         if again != {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}:
             raise ValueError("its tensors are of other shapes")  # which broadcasting made fit
@@ -470,7 +497,7 @@ class NoCache:
 
 @contextmanager
 def opened(
-    cache: KVCache | None, spec: CacheSpec, tokens: Tensor
+    cache: KVCache | None, spec: CacheSpec, tokens: Tensor, model: RowModule
 ) -> Iterator[tuple[Tensor, Sequence[LayerCache | NoCache]]]:
     """Positions for new tokens (B, T), and for each layer what keeps their keys and values.
 
@@ -482,7 +509,8 @@ def opened(
         `append` attention calls.
 
     Raises:
-        MinigptError: for a cache that is none, or does not fit the model or the tokens.
+        MinigptError: for a cache that is none, or does not fit the model or the tokens, or holds
+            keys of other weights.
     """
     B, T = tokens.shape
     positions = torch.arange(T, device=tokens.device)
@@ -491,6 +519,6 @@ def opened(
     elif not isinstance(cache, KVCache):
         raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
     else:
-        with torch.no_grad(), cache.extend(spec, B, T, tokens):
+        with torch.no_grad(), cache.extend(spec, B, T, tokens, Origin.of(model)):
             starts = torch.tensor(cache.lengths, device=tokens.device)  # rows may differ in length
             yield starts[:, None] + positions, cache.layers

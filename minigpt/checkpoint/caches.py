@@ -10,24 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.origin import FOREIGN, Origin, revision
 from minigpt.checkpoint import weights
-from minigpt.checkpoint.fingerprint import checksum, fingerprint
-from minigpt.model import require_model
+from minigpt.model import GPT, require_model
+from minigpt.numerics.changes import checksum
 from minigpt.support.checks import is_whole, path_of
 from minigpt.support.errors import MinigptError, reason
 from minigpt.support.files import aside, flush, locked, move
-
-if TYPE_CHECKING:
-    from minigpt.model import GPT
 
 FORMAT, VERSION = "minigpt-kv-cache", 2
 
@@ -44,8 +43,8 @@ def save_cache(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None
         notes: anything JSON can hold, to be read back by `describe_cache`.
 
     Raises:
-        MinigptError: for a cache that no model of ours made, or when the file cannot be written;
-            an old file there survives.
+        MinigptError: for a cache that was not filled by a model of ours, or by one that has gone or
+            changed since; or when the file cannot be written: an old file there survives.
     """
     path = path_of(path)
     if not isinstance(cache, KVCache):
@@ -73,11 +72,6 @@ def save_cache(cache: KVCache, path: str | Path, notes: Mapping[str, Any] | None
 
 def _described(cache: KVCache, notes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a file says of its cache, and what it holds."""
-    if cache.model is None:
-        raise MinigptError(
-            f"{cache!r} does not know which model its keys and values are from: save one that was "
-            f"made with model.new_cache()"
-        )
     tensors = {name: tensor.cpu().contiguous() for name, tensor in cache.state().items()}
     if cache.tokens is not None:
         ids = [token for row in cache.tokens for token in row]
@@ -89,13 +83,47 @@ def _described(cache: KVCache, notes: dict[str, Any]) -> tuple[dict[str, Any], d
         "settings": cache.settings,
         "capacity": cache.capacity,
         "lengths": cache.lengths,
-        "fingerprint": fingerprint(cache.model),
-        "dtype": str(cache.spec.dtype).removeprefix("torch."),
-        "device": cache.spec.device.type,
-        "numerics": cache.model.numerics,
+        "fingerprint": _fingerprint(cache),
+        "made": _made(cache.spec, cache.origin),
         "notes": notes,
     }
     return about, tensors
+
+
+def _fingerprint(cache: KVCache) -> str | None:
+    """Whose keys and values these are, as far as reading all weights tells; None: nobody's yet."""
+    if not len(cache):
+        return None
+    if cache.origin is None:
+        raise MinigptError(
+            f"{cache!r} does not know which model its keys and values are from: save one that a "
+            f"model of minigpt has filled"
+        )
+    held = cache.origin.weights
+    model = held.model
+    seen = held if model is None else revision(model, read=True)
+    if held.fingerprint is None or not seen.same_as(held):
+        raise MinigptError(
+            "the model whose keys and values these are is gone, or its weights have changed since, "
+            "and a file must tell whose they are: save a cache while its model is as it was"
+        )
+    return held.fingerprint
+
+
+def _made(spec: CacheSpec, origin: Origin | None) -> dict[str, str]:
+    """With what rows were computed, in words."""
+    made: dict[str, str] = {}
+    if origin is not None:
+        processor = torch.backends.cpu.get_cpu_capability()
+        if spec.device.type == "cuda":
+            processor = torch.cuda.get_device_name(spec.device)
+        made = {name: str(value) for name, value in origin.place._asdict().items()}
+        made |= {"torch": torch.__version__, "processor": processor, "numerics": origin.numerics}
+    return {
+        **made,
+        "dtype": str(spec.dtype).removeprefix("torch."),
+        "device": spec.device.type,
+    }
 
 
 def load_cache(path: str | Path, model: GPT, max_length: int | None = None) -> KVCache:
@@ -132,27 +160,30 @@ def _restored(
     tensors: dict[str, Tensor],
 ) -> KVCache:  # fmt: skip
     """The cache; whoever forges a file, checksum and all, may get any exception for it."""
-    here = {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "numerics": model.numerics,
-    }
-    if not all(str(found[name]).isprintable() for name in here) or type(found["notes"]) is not dict:
+    made, lengths = found["made"], found["lengths"]
+    if not all(is_whole(length) and length >= 0 for length in lengths):
+        raise ValueError(f"lengths are {lengths!r}")
+    origin = Origin.of(model)
+    here = _made(model.cache_spec, origin)
+    if type(found["notes"]) is not dict or not all(str(v).isprintable() for v in made.values()):
         raise ValueError("it does not say what it was made with")
-    for name, value in here.items():
-        if found[name] != value:
+    binding = {"dtype", "device"}
+    if max(lengths) and made["numerics"] == "exact":
+        binding = {*here} - {"threads"}
+    elif max(lengths) and made["numerics"] != FOREIGN:  # its bits are not promised
+        binding.add("numerics")
+    for name in sorted(binding):
+        if made[name] != here[name]:
             raise MinigptError(
-                f"the cache in {path} was made with {name} {found[name]} and this model has "
-                f"{value}: load the model as it was then, or prefill again"
+                f"the cache in {path} was made with {name} {made[name]}, here it is {here[name]}: "
+                f"load the model as it was then, or prefill again"
             )
-    if found["fingerprint"] != fingerprint(model):
+    weights = revision(model, read=True)
+    if max(lengths) and found["fingerprint"] != weights.fingerprint:
         raise MinigptError(
             f"the cache in {path} was made by another model, whose weights or configuration are "
             f"not those of this one: load that model, or prefill again"
         )
-    lengths = found["lengths"]
-    if not all(is_whole(length) and length >= 0 for length in lengths):
-        raise ValueError(f"lengths are {lengths!r}")
     room = found["capacity"] if max_length is None else max_length
     cache = model.new_cache(len(lengths), room, found["kind"], **found["settings"])
     if cache.capacity < max(lengths):
@@ -166,7 +197,8 @@ def _restored(
             raise ValueError("its tokens are not this model's")
         tokens = [row.tolist() for row in ids.split(lengths)]
     state = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    cache.restore(lengths, state, tokens)
+    numerics = str(made.get("numerics"))
+    cache.restore(lengths, state, tokens, replace(origin, weights=weights, numerics=numerics))
     return cache
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints on disk, read and written in one place: reading knows every state a save may leave.
+"""Checkpoints on disk: read and written in one module, because a load must know every state that
+a killed save may leave.
 
 A checkpoint is one directory, with `config.json` beside `model.safetensors`.
 Names and layout are GPT-2's own, as transformers writes them, so nothing is transposed on the way.

@@ -47,22 +47,25 @@ def add(commands: Subcommands) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from minigpt.bench.sections import Bench, checkpoint, choose
+    from minigpt.bench.contest import Contest
+    from minigpt.bench.sections import choose_sections, directory_of, measure_sections
     from minigpt.commands.models import load
-    from minigpt.study import plot
 
     if options.plot:
-        plot.check(options.plot)  # before minutes of measuring
+        from minigpt.bench.picture import draw_table
+        from minigpt.study.style import check_suffix
 
-    sections, source = choose(options.only), options.model
+        check_suffix(options.plot)  # before minutes of measuring
+
+    sections, source = choose_sections(options.only), options.model
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    with checkpoint(source, dtype) as directory:
+    with directory_of(source, dtype) as directory:
         options.model = str(directory)
-        bench = Bench(load(options), directory, options.rounds, options.quick, options.long)
-        table = bench.measure(sections)
+        contest = Contest(load(options), directory, options.rounds, options.quick, options.long)
+        table = measure_sections(contest, sections)
     table.about = {"model": source, **table.about}
     if options.plot:
-        plot.measured(table, options.plot)
+        draw_table(table, options.plot)
     if options.json:
         print(json.dumps(table.to_dict(), indent=2))
     else:

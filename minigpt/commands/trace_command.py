@@ -1,4 +1,4 @@
-"""`minigpt trace`: a page on which every step of decoding can be looked at."""
+"""`minigpt trace`: a page on which every step of decoding can be looked at, or taken."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from minigpt.support.wording import counted
 EXAMPLES = (
     'minigpt trace --prompt "Once upon a time"',
     'minigpt trace --prompt "The fox" --max-new-tokens 10 --out fox.html',
+    "minigpt trace --live --out page.html",
 )
 
 
@@ -39,6 +40,12 @@ def add(commands: Subcommands) -> None:
     )
     sampling_options(command)
     seed_option(command)
+    command.add_argument(
+        "--live",
+        action="store_true",
+        help="put a small model itself into the page: type prompts, choose tokens, break the "
+        "cache; prompt, temperature and seed are what it begins with",
+    )
     command.add_argument(
         "--out",
         type=Path,
@@ -55,6 +62,31 @@ def run(options: argparse.Namespace) -> int:
             f"--out cannot be written to {options.out}: choose a file in a directory that is there "
             f"and yours"
         )
+    return live(options) if options.live else record(options)
+
+
+def live(options: argparse.Namespace) -> int:
+    unset = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    for name in SAMPLING:
+        if name != "temperature" and getattr(options, name) != unset.get(name):
+            raise MinigptError(
+                f"--{name.replace('_', '-')} is not for --live, whose page draws by temperature "
+                f"alone: leave it out"
+            )
+
+    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.study.pages import PROMPT, write_live
+
+    prompt = PROMPT if options.prompt is None else options.prompt
+    model = load(options)
+    tokenizer = load_tokenizer(options.model)
+    write_live(model, tokenizer, options.out, prompt, options.temperature, options.seed)
+    say(f"{options.out.stat().st_size / 10**6:.1f} MB; open it in a browser")
+    print(options.out)
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
     prompt = read_prompt() if options.prompt is None else options.prompt
     if not prompt:
         say("the prompt is empty: starting from the end-of-text token")

@@ -59,15 +59,15 @@ def matrix(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
-    from minigpt.study.matrix import COLUMNS, ROWS, Cells, cell, render
+    from minigpt.study.matrix import COLUMNS, ROWS, cell, render, start
 
     results, device = {}, device_named(options.device)
     with tqdm(total=len(COLUMNS) * len(ROWS), unit="cell", leave=False) as bar:
         for column in COLUMNS:
-            cells = Cells(column.model(device, options.numerics))
+            ways = start(column.model(device, options.numerics))
             for row in ROWS:
                 bar.set_description(f"{column}, {row}")
-                results[row, str(column)] = cell(cells, row)
+                results[row, str(column)] = cell(ways, row)
                 bar.update()
     if options.json:
         print(json.dumps([{"row": r, "column": c, "cell": v} for (r, c), v in results.items()]))

@@ -8,17 +8,17 @@ row that is finished leaves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from minigpt.cache.base import KVCache
-from minigpt.generation.decoding import Generation, Row, sampler_settings
+from minigpt.generation.decoding import Generation, Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
-from minigpt.support.checks import listed
+from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -29,13 +29,20 @@ def generate_batch(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 50,
-    n: int = 1,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int | Sequence[int] = 0,
+    n: int = 1,
     stop_tokens: Sequence[int] | None = None,
     policy: str = "stop",
     kind: str = "static",
     on_token: Callable[[int, int], object] | None = None,
-    **sampling: Any,
 ) -> list[Generation]:
     """Continue several prompts side by side, `n` times each.
 
@@ -48,12 +55,12 @@ def generate_batch(
         model: decodes in evaluation mode; its mode is restored afterwards.
         prompts: tokens of each, of any lengths; empty starts from the end-of-text token.
         max_new_tokens: at most so many for each.
-        n: texts per prompt.
+        temperature, ..., logit_bias: how tokens are chosen, see `Sampler`; temperature 0 is greedy.
         seed: of the first row, the next ones count up from there; or one for each row.
+        n: texts per prompt.
         stop_tokens, policy: see `generate`.
         kind: of the cache; with "paged", rows share the memory of their prompt.
         on_token: called with the row and the token, as they come.
-        sampling: temperature, top_k, ...: see `Sampler`.
 
     Returns:
         len(prompts) x n generations, those of the first prompt first. Their times are the batch's.
@@ -61,8 +68,7 @@ def generate_batch(
     Raises:
         MinigptError: for arguments out of range, before any work is done.
     """
-    if type(n) is not int or n < 1:
-        raise MinigptError(f"n is {n!r}, needed a whole number of at least 1")
+    n = whole("n", n)
     require_model(model)
     prompts = listed(prompts)
     if not prompts:
@@ -74,10 +80,14 @@ def generate_batch(
     count = len(prompts) * n
     if count > MOST_ROWS:
         raise MinigptError(f"{count} rows were asked for, needed at most {MOST_ROWS} at once")
-    seeds = [seed + row for row in range(count)] if isinstance(seed, int) else listed(seed, "seed")
+    given = range(seed, seed + count) if is_whole(seed) else seed
+    seeds = listed(given, "seed")  # type: ignore[arg-type]  # mypy: still perhaps an int
     if len(seeds) != count:
         raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
-    sampler = Sampler(**sampler_settings(sampling))
+    sampler = Sampler(
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias,
+    )  # fmt: skip
     rows = [
         Row(model, prompts[number // n], max_new_tokens, sampler, its_seed, stop_tokens, policy)
         for number, its_seed in enumerate(seeds)
@@ -88,17 +98,18 @@ def generate_batch(
     return [row.result for row in rows]
 
 
+@dataclass
 class _Batch:
     """The rows that still go on, and their cache: row i of the cache belongs to `active[i]`."""
 
-    def __init__(
-        self, model: GPT, rows: list[Row], n: int, empty: KVCache,
-        on_token: Callable[[int, int], object] | None,
-    ) -> None:  # fmt: skip
-        self.model, self.rows, self.n, self.empty, self.on_token = model, rows, n, empty, on_token
-        self.active: list[int] = []
-        self.cache: KVCache | None = None
-        self.began = time.perf_counter()
+    model: GPT
+    rows: list[Row]
+    n: int  # rows that share a prompt
+    empty: KVCache
+    on_token: Callable[[int, int], object] | None
+    active: list[int] = field(default_factory=list)
+    cache: KVCache | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     def run(self) -> None:
         with evaluating(self.model), torch.inference_mode():

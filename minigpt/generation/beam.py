@@ -15,7 +15,7 @@ import torch
 from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
-from minigpt.support.checks import is_number
+from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -58,11 +58,7 @@ def beam_search(
         MinigptError: for arguments out of range, before any work is done.
     """
     require_model(model)
-    if type(beams) is not int or not 1 <= beams <= model.config.vocab_size:
-        raise MinigptError(
-            f"beams is {beams!r}, needed a whole number from 1 to the vocabulary's "
-            f"{model.config.vocab_size}"
-        )
+    whole("beams", beams, 1, model.config.vocab_size, "one for each token of the vocabulary")
     if not is_number(length_penalty) or not -STRONGEST <= length_penalty <= STRONGEST:
         raise MinigptError(
             f"length_penalty is {length_penalty!r}, needed a number from -{STRONGEST} to "

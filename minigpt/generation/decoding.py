@@ -1,26 +1,25 @@
-"""Text, token by token: prefill the prompt, then decode, with or without the cache.
+"""The loop of decoding: compute logits, choose a token, append it, with or without a cache.
 
-`generate` returns everything with its timings, `stream` yields ids as they come. How a token is
-chosen is in `sampling.py`, guesses that make decoding quicker are in `speculative.py`, many texts
-at once in `batch.py`, and text instead of ids in `text.py`.
+A `Row` is one text on its way; `decode` runs the model for it. The functions that users call are
+in `continuation.py`, `batch.py` and `beam.py`. How a token is chosen is in `sampling.py`, where
+guesses come from in `drafts.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minigpt.cache.base import KVCache
-from minigpt.generation.drafts import Drafter, drafter_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
-from minigpt.numerics.base import whole_blocks
-from minigpt.support.checks import is_whole, listed
+from minigpt.numerics.recorder import recording
+from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 
@@ -35,9 +34,7 @@ class Generation:
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)  # the new ids, without the one that ended it
-    finish_reason: str = (
-        "length"  # "length", "end_of_text", "context" (it is full) or "stop_string"
-    )
+    finish_reason: str = "length"  # or "end_of_text", "context" (it is full), "stop_string"
     log_probabilities: list[TokenLogProb] = field(default_factory=list)  # one per token, if asked
     prefill_seconds: float = 0.0  # until the first token
     decode_seconds: float = 0.0  # for all tokens after the first
@@ -51,102 +48,6 @@ class Generation:
     def tokens_per_second(self) -> float:
         """Decoding speed, prefill aside; 0 when fewer than two tokens came."""
         return (len(self.tokens) - 1) / self.decode_seconds if len(self.tokens) > 1 else 0.0
-
-
-def generate(
-    model: GPT,
-    ids: Sequence[int],
-    max_new_tokens: int = 50,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    use_cache: bool = True,
-    stop_tokens: Sequence[int] | None = None,
-    policy: str = "stop",
-    on_token: Callable[[int], object] | None = None,
-    cache: KVCache | None = None,
-    draft: str | GPT | Drafter | None = None,
-    top_log_probabilities: int | None = None,
-    **sampling: Any,
-) -> Generation:
-    """Continue a prompt.
-
-    With exact numerics the tokens are the same with and without the cache, with and without
-    drafts, whatever the seed, because the logits are.
-
-    Args:
-        model: decodes in evaluation mode; its mode is restored afterwards.
-        ids: the prompt's tokens; empty starts from the end-of-text token.
-        max_new_tokens: at most so many.
-        temperature, top_k, top_p, sampling: see `Sampler`; temperature 0 is greedy.
-        seed: of the draws; the same seed gives the same text.
-        use_cache: False recomputes everything for every token.
-        stop_tokens: end before any of these; None: the model's end-of-text token, if it has one.
-        policy: at the end of the context, "stop" or "reprefill": forget the older half of the text
-            in sight, prefill the rest and go on. (GPT-2 learned a vector for each position, so a
-            shifted text cannot reuse its keys and values.)
-        on_token: called with each token as it comes.
-        cache: one that may hold the beginning of the prompt already, which is then not computed
-            again; afterwards it holds prompt and text, but for the last token. None: a new one.
-        draft: guess several tokens and check them in one pass: "lookup", a smaller model, or a
-            `Drafter`; see `speculative.py`. The text is the same.
-        top_log_probabilities: keep the log-probability of each token, and of so many likeliest
-            ones beside it.
-
-    Raises:
-        MinigptError: for arguments out of range, before any work is done.
-    """
-    tokens = stream(
-        model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, stop_tokens,
-        policy, cache, draft, top_log_probabilities, **sampling,
-    )  # fmt: skip
-    for token in tokens:
-        if on_token is not None:
-            on_token(token)
-    return tokens.result
-
-
-class TokenStream(Iterator[int]):
-    """The new tokens as they come; `result` is what came so far, with its timings."""
-
-    def __init__(self, steps: Iterator[int], result: Generation) -> None:
-        self._steps, self.result = steps, result
-
-    def __next__(self) -> int:
-        return next(self._steps)
-
-
-def stream(
-    model: GPT,
-    ids: Sequence[int],
-    max_new_tokens: int = 50,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    use_cache: bool = True,
-    stop_tokens: Sequence[int] | None = None,
-    policy: str = "stop",
-    cache: KVCache | None = None,
-    draft: str | GPT | Drafter | None = None,
-    top_log_probabilities: int | None = None,
-    **sampling: Any,
-) -> TokenStream:
-    """Like `generate`, yielding each new token as it comes.
-
-    Between two tokens the model is in its own mode, and gradients are recorded as before: the
-    caller may do anything there, and may stop whenever it likes.
-
-    Raises:
-        MinigptError: for arguments out of range, in the call itself.
-    """
-    row = Row(
-        model, ids, max_new_tokens,
-        Sampler(temperature, top_k, top_p, **sampler_settings(sampling)), seed,
-        stop_tokens, policy, top_log_probabilities,
-    )  # fmt: skip
-    return TokenStream(_decode(model, row, use_cache, cache, draft), row.result)
 
 
 class Row:
@@ -169,23 +70,13 @@ class Row:
         require_model(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
-        if type(max_new_tokens) is not int or max_new_tokens < 0:
-            raise MinigptError(
-                f"max_new_tokens is {max_new_tokens!r}, needed a whole number from 0 on"
-            )
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         if policy not in POLICIES:
             raise MinigptError(f"policy is {policy!r}, needed one of {', '.join(POLICIES)}")
-        if type(seed) is not int or not 0 <= seed < 2**63:
-            raise MinigptError(f"seed is {seed!r}, needed a whole number from 0 to 2**63 - 1")
-        most = config.vocab_size
-        if top_log_probabilities is not None and (
-            type(top_log_probabilities) is not int or not 0 <= top_log_probabilities <= most
-        ):
-            raise MinigptError(
-                f"top_log_probabilities is {top_log_probabilities!r}, needed a whole number from "
-                f"0 to {most}"
-            )
-        sampler.check(config.vocab_size)
+        seed, most = whole("seed", seed, 0, 2**63 - 1), config.vocab_size
+        if top_log_probabilities is not None:
+            whole("top_log_probabilities", top_log_probabilities, 0, most)
+        sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
             stop_tokens = () if eot is None else (eot,)
@@ -199,12 +90,10 @@ class Row:
                 )
             window = [eot]
         for name, tokens in (("the prompt", window), ("stop_tokens", stop_tokens)):
-            bad = next(
-                (t for t in tokens if not (is_whole(t) and 0 <= t < config.vocab_size)), None
-            )
-            if bad is not None:
+            bad = [token for token in tokens if not (is_whole(token) and 0 <= token < most)]
+            if bad:
                 raise MinigptError(
-                    f"{name} holds {bad!r}, needed whole numbers from 0 to {config.vocab_size - 1}"
+                    f"{name} holds {bad[0]!r}, needed whole numbers from 0 to {most - 1}"
                 )
         if len(window) > config.n_positions:
             raise MinigptError(
@@ -259,28 +148,27 @@ class Row:
         self.left = 0
 
 
-def _decode(
-    model: GPT,
-    row: Row,
-    use_cache: bool,
-    cache: KVCache | None,
-    draft: str | GPT | Drafter | None,
-) -> Iterator[int]:
-    """Check what is left to check now; decode when iterated."""
-    drafter = None if draft is None else drafter_for(draft, model)
-    if cache is not None:
-        if not use_cache:
-            raise MinigptError("a cache was given and use_cache is False: choose one of them")
-        row.result.reused = keep_common_prefix(cache, row.window, model)
-        row.limit = min(row.limit, cache.capacity)
-    elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
-        room = whole_blocks(len(row.window) + row.left)
-        cache = model.new_cache(max_length=min(row.limit, room))
-    return _steps(model, row, cache, drafter)
+class Drafter(Protocol):
+    """Something that guesses which tokens come next."""
+
+    def propose(self, tokens: Sequence[int], room: int) -> list[int]:
+        """At most `room` guesses of what follows `tokens`; none if it has no idea."""
+        ...
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """How many of its last guesses came true."""
+        ...
 
 
-def _steps(model: GPT, row: Row, cache: KVCache | None, drafter: Drafter | None) -> Iterator[int]:
-    result, began = row.result, time.perf_counter()
+def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> Iterator[int]:
+    """The new tokens of a text, one by one.
+
+    Args:
+        cache: of one row, holding nothing or the beginning of some text; None recomputes everything
+            for every token.
+        drafter: its guesses are checked several at a time.
+    """
+    model, result, began = row.model, row.result, time.perf_counter()
     layers = list(model.modules())
     while row.goes_on():
         # What the cache holds is what it held a step ago, unless the window moved, or the caller
@@ -368,19 +256,13 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _blamed(error: MinigptError, model: GPT, window: Sequence[int]) -> MinigptError:
     """The same error, naming the layer whose output was the first that is no number."""
-    from minigpt.study.diagnosis import first_not_finite
-
-    with evaluating(model), torch.inference_mode():
-        place = first_not_finite(model, torch.tensor([list(window)], device=model.device))
-    return error if place is None else MinigptError(f"{error} (first in {place})")
-
-
-def sampler_settings(sampling: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a `Sampler`, if that is what they are."""
-    known = list(Sampler.__dataclass_fields__)
-    for name in sampling:
-        if name not in known:
-            raise MinigptError(
-                f"{name!r} is not a setting of generation, needed one of {', '.join(known)}"
-            )
-    return sampling
+    for name in ("wte", "wpe"):
+        if not getattr(model, name).weight.isfinite().all():
+            return MinigptError(f"{error} (first in {name}, the embeddings)")
+    with evaluating(model), torch.inference_mode(), recording(model) as calls:
+        model(torch.tensor([list(window)], device=model.device))
+    for name, call in calls.items():
+        if not call.output.isfinite().all():
+            place = name.replace("h.", "layer ", 1) if name.startswith("h.") else name
+            return MinigptError(f"{error} (first in {place})")
+    return error

@@ -2,7 +2,7 @@
 
 Reading the weights is most of the work of decoding one token, and one pass can read them for many
 tokens at once. So a drafter guesses what comes next, the model computes the logits after every
-guess, and `generate` chooses from them, one by one, exactly as it would without guesses: a guess is
+guess, and the loop chooses from them, one by one, exactly as it would without guesses: a guess is
 kept if it is the very token that was chosen, and what follows the first wrong one is thrown away
 (`cache.truncate`). The random draws are the same as in plain decoding, one for each token that
 comes out, so with exact numerics the text is the same, to the bit, greedy or sampled, whatever the
@@ -16,23 +16,12 @@ do not draw, they name one token (q = 1), for which both schemes accept equally 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from minigpt.cache.base import KVCache
+from minigpt.generation.decoding import LONGEST_DRAFT, Drafter, Row, decode
+from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
-
-
-class Drafter(Protocol):
-    """Something that guesses."""
-
-    def propose(self, tokens: Sequence[int], room: int) -> list[int]:
-        """At most `room` guesses of what follows `tokens`; none if it has no idea."""
-        ...
-
-    def learn(self, drafted: int, accepted: int) -> None:
-        """How many of its last guesses came true."""
-        ...
 
 
 class Lookup:
@@ -70,7 +59,9 @@ class Lookup:
             self.pause = min(2 * self.pause, 32)
         else:
             self.pause = 1
-        self.length = min(15, 2 * drafted) if accepted == drafted else max(2, accepted + 1)
+        self.length = (
+            min(LONGEST_DRAFT, 2 * drafted) if accepted == drafted else max(2, accepted + 1)
+        )
 
     def _followers(self, tokens: list[int], room: int) -> list[int]:
         for length in range(min(self.longest, len(tokens) - 1), self.shortest - 1, -1):
@@ -98,8 +89,6 @@ class SmallModel:
         self._cache: KVCache | None = None
 
     def propose(self, tokens: Sequence[int], room: int) -> list[int]:
-        from minigpt.generation.decoding import generate
-
         limit = self.model.config.n_positions
         count = min(room, self.length, limit - len(tokens))
         if count < 1:
@@ -107,7 +96,8 @@ class SmallModel:
         if self._cache is None:
             self._cache = self.model.new_cache()
         # What it guessed and what was kept of it have a beginning in common: that stays cached.
-        return generate(self.model, tokens, count, cache=self._cache, stop_tokens=()).tokens
+        row = Row(self.model, tokens, count, Sampler(), seed=0, stop_tokens=())
+        return list(decode(row, self._cache))
 
     def learn(self, drafted: int, accepted: int) -> None:
         if drafted:

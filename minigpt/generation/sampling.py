@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minigpt.support.checks import is_number
+from minigpt.support.checks import is_number, is_whole, whole
 from minigpt.support.errors import MinigptError
 
 
@@ -133,7 +133,8 @@ class Sampler:
         repetition_penalty: above 1 shuns tokens of the history, below 1 seeks them.
         presence_penalty: subtracted from the logits of the history's tokens; -2 to 2.
         frequency_penalty: the same, as many times as the token occurs; -2 to 2.
-        logit_bias: added to the logits of these tokens; see `add_bias`, `ban` and `force`.
+        logit_bias: added to the logits of these tokens, see `add_bias`, `ban` and `force`; None
+            adds nothing.
 
     Raises:
         MinigptError: for a setting out of range.
@@ -146,17 +147,15 @@ class Sampler:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise MinigptError(
                 f"temperature is {self.temperature!r}, needed 0 (greedy) or a positive number"
             )
-        if self.top_k is not None and (
-            not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
-        ):
-            raise MinigptError(f"top_k is {self.top_k!r}, needed a whole number of at least 1")
+        if self.top_k is not None:
+            whole("top_k", self.top_k)
         if self.top_p is not None and (not is_number(self.top_p) or not 0 < self.top_p <= 1):
             raise MinigptError(f"top_p is {self.top_p!r}, needed a probability in (0, 1]")
         if self.min_p is not None and (not is_number(self.min_p) or not 0 <= self.min_p <= 1):
@@ -172,12 +171,14 @@ class Sampler:
                 raise MinigptError(
                     f"{name} is {penalty!r}, needed a number in [-2, 2] (0 changes nothing)"
                 )
+        if self.logit_bias is None:
+            return
         if not isinstance(self.logit_bias, Mapping):
             raise MinigptError(
                 f"logit_bias is a {type(self.logit_bias).__name__}, needed a dict of token: bias"
             )
         for token, bias in self.logit_bias.items():
-            if type(token) is not int or not is_number(bias) or math.isnan(bias):
+            if not is_whole(token) or not is_number(bias) or math.isnan(bias):
                 raise MinigptError(
                     f"logit_bias has {token!r}: {bias!r}, needed a token's id and a number (-inf "
                     f"to ban it, inf to force it)"
@@ -191,13 +192,14 @@ class Sampler:
                 f"top_k is {self.top_k}, but the vocabulary has {vocab_size} tokens: "
                 f"needed 1 to {vocab_size}"
             )
-        for token in self.logit_bias:
+        bias = self.logit_bias or {}
+        for token in bias:
             if not 0 <= token < vocab_size:
                 raise MinigptError(
                     f"logit_bias has token {token}, but the vocabulary has {vocab_size} tokens: "
                     f"needed 0 to {vocab_size - 1}"
                 )
-        if list(self.logit_bias.values()).count(-math.inf) == vocab_size:
+        if list(bias.values()).count(-math.inf) == vocab_size:
             raise MinigptError(
                 f"logit_bias bans all {vocab_size} tokens, needed at least one to choose"
             )
@@ -240,7 +242,7 @@ class Sampler:
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         if not self.logit_bias and penalties == (1, 0, 0):
             return logits
-        logits = add_bias(logits, self.logit_bias)
+        logits = add_bias(logits, self.logit_bias or {})
         counts = count_tokens(history, len(logits))
         logits = penalize_repetition(logits, counts, self.repetition_penalty)
         logits = penalize_presence(logits, counts, self.presence_penalty)
@@ -288,10 +290,8 @@ def log_probabilities(logits: Tensor, token: int, top_n: int = 0) -> TokenLogPro
         MinigptError: for a token or `top_n` beyond the vocabulary, or logits that hold NaN.
     """
     vocab_size = _width(logits)
-    if type(token) is not int or not 0 <= token < vocab_size:
-        raise MinigptError(f"token is {token!r}, needed a whole number from 0 to {vocab_size - 1}")
-    if type(top_n) is not int or not 0 <= top_n <= vocab_size:
-        raise MinigptError(f"top_n is {top_n!r}, needed a whole number from 0 to {vocab_size}")
+    token = whole("token", token, 0, vocab_size - 1)
+    whole("top_n", top_n, 0, vocab_size)
     scores = _numbers(logits).log_softmax(-1)
     top: list[int] = []
     if top_n:

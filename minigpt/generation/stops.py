@@ -1,7 +1,7 @@
 """Stop strings: the text up to the first of them, shown as soon as it is safe to show.
 
 A stop string may span tokens, so the end of what came in waits here as long as it could still
-become one. Where the pieces of text come from is `tokenizer.StreamDecoder`'s business.
+become one. Where the pieces of text come from is `text.py`'s business.
 """
 
 from __future__ import annotations

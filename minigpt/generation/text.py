@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import codecs
+from collections.abc import Iterator, Mapping, Sequence
 
-from minigpt.generation.decoding import Generation, TokenStream, stream
+from minigpt.cache.base import KVCache
+from minigpt.generation.continuation import TokenStream, stream
+from minigpt.generation.decoding import Drafter, Generation
 from minigpt.generation.stops import StopStrings
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import StreamDecoder, Tokenizer
+from minigpt.tokenizer import Tokenizer
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 50,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    stop: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    policy: str = "stop",
+    cache: KVCache | None = None,
+    draft: str | GPT | Drafter | None = None,
+    top_log_probabilities: int | None = None,
+) -> TextStream:
+    """Continue a prompt as text.
+
+    Args:
+        prompt: text, or its tokens.
+        stop: strings before which the text ends, even where they span tokens.
+
+    The other arguments are those of `generate`.
+
+    Raises:
+        MinigptError: for arguments out of range, in the call itself.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        raise MinigptError(f"the tokenizer is {tokenizer!r}, needed a minigpt.Tokenizer")
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    stops = StopStrings([stop] if isinstance(stop, str) else stop)
+    tokens = stream(
+        model, ids, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
+        presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
+        cache, draft, top_log_probabilities,
+    )  # fmt: skip
+    return TextStream(tokens, StreamDecoder(tokenizer), stops)
 
 
 class TextStream(Iterator[str]):
@@ -19,19 +66,11 @@ class TextStream(Iterator[str]):
         result: tokens and timings so far. The tokens may reach past the text: into a stop string.
     """
 
-    def __init__(
-        self, model: GPT, tokenizer: Tokenizer, prompt: str | Sequence[int], stop: Sequence[str],
-        settings: dict[str, Any],
-    ) -> None:  # fmt: skip
-        if not isinstance(tokenizer, Tokenizer):
-            raise MinigptError(f"the tokenizer is {tokenizer!r}, needed a minigpt.Tokenizer")
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        self._stops = StopStrings([stop] if isinstance(stop, str) else stop)
-        self._decoder = StreamDecoder(tokenizer)
-        self._tokens = stream(model, ids, **settings)
-        self.result: Generation = self._tokens.result
+    def __init__(self, tokens: TokenStream, decoder: StreamDecoder, stops: StopStrings) -> None:
+        self._decoder, self._stops = decoder, stops
+        self.result: Generation = tokens.result
         # Not a method: a generator that held this would keep it, and its cache, in a cycle.
-        self._pieces = _pieces(self._tokens, self._stops, self._decoder)
+        self._pieces = _pieces(tokens, stops, decoder)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -58,21 +97,24 @@ def _pieces(tokens: TokenStream, stops: StopStrings, decoder: StreamDecoder) -> 
         yield rest
 
 
-def stream_text(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
-    stop: Sequence[str] = (),
-    **settings: Any,
-) -> TextStream:
-    """Continue a prompt as text.
+class StreamDecoder:
+    """Text from tokens that come one by one, never half a character.
 
-    Args:
-        prompt: text, or its tokens.
-        stop: strings before which the text ends, even where they span tokens.
-        settings: everything that `stream` takes.
-
-    Raises:
-        MinigptError: for arguments out of range, in the call itself.
+    A token may end in the middle of a UTF-8 character; its bytes wait here for the next one. Bytes
+    that no later one can complete become U+FFFD, so that all pieces together are what
+    `Tokenizer.decode` gives. A *character* is a code point: a family of emoji comes one by one.
     """
-    return TextStream(model, tokenizer, prompt, stop, settings)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, possibly "". Raises as `Tokenizer.decode_bytes`."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token]))
+
+    def flush(self) -> str:
+        """What is left at the end: "" or U+FFFD. The decoder is then ready for another text."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest

@@ -18,6 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from minigpt.numerics.changes import checksum
 from minigpt.support.errors import MinigptError
 
 LEVELS = 127  # an 8-bit integer and its negative
@@ -42,6 +43,9 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         rounded = (weight.detach() / self.scale).round().to(torch.int8)  # (in, out)
         self.levels, self.product = _product(rounded, self.scale)
+        # The integers lie inside the product; a fingerprint of the model reads their sum here.
+        seal = torch.frombuffer(bytearray(checksum(rounded)), dtype=torch.uint8)
+        self.register_buffer("seal", seal, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of x."""

@@ -83,23 +83,6 @@ def diagnose(model: GPT, tokens: Tensor) -> Diagnosis | None:
     return None
 
 
-def first_not_finite(model: GPT, tokens: Tensor) -> str | None:
-    """The first layer whose output holds NaN or infinities, or None.
-
-    Args:
-        tokens: (1, T).
-    """
-    for name in ("wte", "wpe"):
-        if not getattr(model, name).weight.isfinite().all():
-            return f"{name}, the embeddings"
-    with recording(model) as calls:
-        model(tokens)
-    for name, call in calls.items():
-        if not call.output.isfinite().all():
-            return name.replace("h.", "layer ", 1) if name.startswith("h.") else name
-    return None
-
-
 def _shape(call: Recorded) -> str:
     if call.kind == "linear":
         return "{} -> {}".format(*call.arguments[1].shape)

@@ -1,4 +1,4 @@
-"""What the notebooks share: where the models of this checkout are, and the checking of answers.
+"""What the notebooks share: where the models are, and the checking of answers.
 
 Nothing here teaches anything; the lessons are in `notebooks/`, and what they explain is in the
 other modules.
@@ -6,19 +6,27 @@ other modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+import torch
+from torch import Tensor
+
+from minigpt.checkpoint.hub import BUNDLED, WEIGHTS_DIR, resolve
+from minigpt.checkpoint.weights import CONFIG
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def find(name: str = "toy") -> Path | None:
-    """The directory of a model that this checkout has, from whichever folder a lesson is run.
+def find(name: str = BUNDLED) -> Path | None:
+    """The directory of a model that is here, from whichever folder a lesson is run.
 
     "toy" is always there; "gpt2" after `minigpt download gpt2`; None for one that is not.
     """
-    directory = WEIGHTS / name
-    return directory if (directory / "config.json").exists() else None
+    if name == BUNDLED:
+        return resolve(name)
+    places = (WEIGHTS_DIR / name, CHECKOUT / WEIGHTS_DIR / name)
+    return next((place for place in places if (place / CONFIG).exists()), None)
 
 
 def check(test: Callable[[], None]) -> None:
@@ -35,3 +43,34 @@ def check(test: Callable[[], None]) -> None:
         print(f"not yet: {type(error).__name__}: {error}")
     else:
         print("right!")
+
+
+def compare(
+    mine: object, right: Tensor, wrong: Mapping[str, Tensor | float], otherwise: str
+) -> None:
+    """Refuse an answer that is not the right tensor, with the hint for the mistake made.
+
+    Args:
+        mine: what the learner's code returned.
+        right: what it should have been; rounding may differ.
+        wrong: results of typical mistakes, by the hint that each deserves.
+        otherwise: the hint for any other result.
+
+    Raises:
+        AssertionError: with the hint.
+    """
+    assert mine is not None and mine is not ..., "nothing yet: put your answer in place of ..."
+    assert isinstance(mine, Tensor), f"a {type(mine).__name__}, needed a tensor"
+    for hint, result in wrong.items():
+        assert not close(mine, torch.as_tensor(result)), hint
+    assert mine.shape == right.shape, f"shape {tuple(mine.shape)}, needed {tuple(right.shape)}"
+    assert not mine.isnan().any(), "NaN: a row of -inf only, or a division of 0 by 0"
+    assert close(mine, right), otherwise
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """The same but for rounding, beside the largest number of either."""
+    if one.shape != other.shape:
+        return False
+    most = float(other.abs().nan_to_num(posinf=0.0).max())
+    return torch.allclose(one, other.to(one.dtype), rtol=0, atol=2e-5 * max(most, 1e-30))

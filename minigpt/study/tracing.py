@@ -1,16 +1,16 @@
-"""A trace of decoding: every step with the cache beside the same step without, as a page to scrub.
+"""A recording of decoding: every step with the cache beside the same step without, for a page.
 
 Both ways of computing a step run and are timed, and their logits compared to the bit. What a query
-reads, what the cache holds and what was likely come along. The page is `trace.html`, a template
-that needs nothing from the network; the trace is written into it as JSON.
+reads, what the cache holds, what each layer adds and what was likely come along. Any model can be
+recorded; `pages.py` makes the page, where a small one can also run by itself.
 """
 
 from __future__ import annotations
 
+import base64
 import codecs
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,21 +21,21 @@ from torch import Tensor
 
 from minigpt.cache.base import KVCache
 from minigpt.config import GPTConfig
-from minigpt.generation.decoding import Row, sampler_settings
+from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
-from minigpt.numerics.recorder import recording
+from minigpt.numerics.base import attention_weights
+from minigpt.numerics.recorder import Recorded, recording
+from minigpt.study.pages import write_page
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import write_text
 from minigpt.support.modes import evaluating
 from minigpt.tokenizer import Tokenizer
 
-TEMPLATE = Path(__file__).with_name("tracing.html")
-SLOT = "{{trace}}"  # where the JSON goes
 LARGEST_PAGE = 20 * 10**6  # bytes; browsers on phones give up not far above
 BYTES_PER_WEIGHT = 3  # of JSON: "0," for most attention weights, "1000," for a few
 LIKELIEST = 10  # tokens shown at each step
+SAID = 3  # tokens that the head would say at each layer
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,34 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """What each position left behind in each layer. Later tokens change none of it."""
+
+    lens: list[
+        list[list[tuple[int, float]]]
+    ]  # [layer][position]: the likeliest next tokens, if the
+    # head read the residual stream there; layer 0 is the embedding, n what n layers made of it
+    norms: Tensor  # (L, S, 3): of what attention adds, of what the MLP adds, of the stream after
+    keys: Tensor | None  # (L, G, S, D); None where the page would be too large
+    values: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: keys and values as base64 of float16, little-endian."""
+        return {
+            "lens": [
+                [[[token, float(f"{p:.4g}")] for token, p in said] for said in layer]
+                for layer in self.lens
+            ],
+            "norms": [
+                [[round(norm, 3) for norm in norms] for norms in layer]
+                for layer in self.norms.tolist()
+            ],
+            "keys": _halves(self.keys),
+            "values": _halves(self.values),
+        }
+
+
+@dataclass(frozen=True)
 class Trace:
     """Everything the page shows; the first step is the prefill."""
 
@@ -85,6 +113,7 @@ class Trace:
     bytes_per_token: int
     steps: list[Step]
     attention: Tensor = field(repr=False)  # (L, H, S, S) float32: [.., i, j] of query i for key j
+    inside: Inside = field(repr=False)
     labels: dict[int, str] = field(repr=False)  # by id: a token alone, bytes outside UTF-8 as \xff
     pieces: list[str] = field(repr=False)  # for each of `tokens`, the text that it completes
 
@@ -93,6 +122,7 @@ class Trace:
         content = {name: value for name, value in vars(self).items() if name != "attention"}
         content["config"] = asdict(self.config)
         content["steps"] = [asdict(step) for step in self.steps]
+        content["inside"] = self.inside.to_dict()
         content["attention"] = [
             [[row[: query + 1] for query, row in enumerate(head)] for head in layer]
             for layer in (self.attention * 1000).round().int().tolist()
@@ -107,10 +137,16 @@ def trace(
     prompt: str | Sequence[int],
     max_new_tokens: int = 40,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
     rounds: int = 3,
     progress: Callable[[str], object] = lambda line: None,
-    **sampling: Any,
 ) -> Trace:
     """Decode a prompt step by step, with the cache and without, and keep what happened.
 
@@ -120,7 +156,7 @@ def trace(
         model: runs in evaluation mode; its mode is restored afterwards.
         prompt: text, or its tokens; empty starts from the end-of-text token.
         max_new_tokens: steps, the prefill included; the context's end or an end of text stops it.
-        temperature, seed, sampling: as for `generate`.
+        temperature, ..., seed: as for `generate`.
         rounds: how often both passes of a step are timed, in turns.
         progress: called with a line now and then.
 
@@ -130,7 +166,10 @@ def trace(
     whole("max_new_tokens", max_new_tokens)
     whole("rounds", rounds)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    sampler = Sampler(temperature, **sampler_settings(sampling))
+    sampler = Sampler(
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias,
+    )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
     config, given = model.config, len(row.window)
     longest = min(given + max_new_tokens - 1, config.n_positions)
@@ -146,8 +185,12 @@ def trace(
             steps.append(_step(model, row, cache, rounds))
             if row.window[-1] == config.eos_token_id:
                 row.finish("end_of_text")
-        attention = attention_weights(model, cache)
+        with recording(model) as log:
+            model.next_logits(torch.tensor(cache.tokens, device=model.device))
+        attention = _attention_weights(model, cache, log)
+        inside = _inside(model, cache, log)
     shown = {t for step in steps for t, _ in step.chosen.top}.union(row.window)
+    shown |= {t for layer in inside.lens for said in layer for t, _ in said}
     return Trace(
         config=config,
         numerics=numerics,
@@ -166,41 +209,10 @@ def trace(
         bytes_per_token=cache.bytes_per_token(),
         steps=steps,
         attention=attention,
+        inside=inside,
         labels={t: _spelled(tokenizer, t).decode(errors="backslashreplace") for t in sorted(shown)},
         pieces=list(_pieces(tokenizer, row.window)),
     )
-
-
-def attention_weights(model: GPT, cache: KVCache) -> Tensor:
-    """The weights of all queries of a cache's text, in every layer and head: (L, H, S, S) float32.
-
-    Computed again, from the queries of an uncached pass and the keys in the cache: they are what
-    attention multiplies the values with, up to rounding.
-
-    Args:
-        cache: one row, of a kind that keeps all keys and knows its tokens.
-    """
-    tokens = torch.tensor(cache.tokens, device=model.device)  # (1, S)
-    with recording(model) as log:
-        model.next_logits(tokens)
-    S, weights = tokens.shape[1], []
-    future = torch.ones(S, S, dtype=torch.bool, device=model.device).triu(1)
-    for layer in range(model.config.n_layer):
-        q, _, _, _, scale, _ = log[f"h.{layer}.attn"].arguments  # (1, H, S, D)
-        k, _ = cache.layer(layer)  # (1, G, S, D)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = q[0].float() @ k[0].float().mT * scale  # (H, S, S)
-        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1).cpu())
-    return torch.stack(weights)
-
-
-def multiplications(config: GPTConfig, positions: int, keys: int) -> int:
-    """Of a pass that computes so many positions, whose queries read so many keys together, and the
-    logits of the last position."""
-    kv_width = config.kv_heads * config.head_dim
-    matrices = config.n_embd * (2 * config.n_embd + 2 * kv_width + 2 * config.inner)
-    attention = 2 * keys * config.n_embd  # each query with its keys, each weight with its value
-    return config.n_layer * (positions * matrices + attention) + config.n_embd * config.vocab_size
 
 
 def write_html(trace: Trace, path: str | Path) -> None:
@@ -209,17 +221,7 @@ def write_html(trace: Trace, path: str | Path) -> None:
     Raises:
         MinigptError: when the file cannot be written; an old file there survives.
     """
-    content = json.dumps(trace.to_dict(), separators=(",", ":"))  # ASCII: the rest as \uXXXX
-    for mark in "<>&":  # so that no text of the trace can end the element that it stands in
-        content = content.replace(mark, f"\\u{ord(mark):04x}")
-    before, after = TEMPLATE.read_text(encoding="utf-8").split(SLOT)
-    path = Path(path)
-    try:
-        write_text(path, before + content + after)
-    except OSError as error:
-        raise MinigptError(
-            f"the trace could not be written to {path} ({error.strerror}): choose another file"
-        ) from error
+    write_page(path, trace.to_dict())
 
 
 # --- pieces ---------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
     def work(first: int, seconds: list[float]) -> Work:
         keys = sum(range(first + 1, length + 1))  # query t reads the keys up to itself
         count = length - first
-        return Work(count, keys, multiplications(model.config, count, keys), median(seconds))
+        return Work(count, keys, model.config.multiplications(count, keys), median(seconds))
 
     return Step(
         length=length,
@@ -282,6 +284,56 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
         max_difference=float((cached.float() - uncached.float()).abs().max()),
         chosen=log_probabilities(cached, token, min(LIKELIEST, len(cached))),
     )
+
+
+def _attention_weights(model: GPT, cache: KVCache, log: dict[str, Recorded]) -> Tensor:
+    """The weights of all queries of a cache's text, in every layer and head: (L, H, S, S) float32.
+
+    Computed again, from the queries of an uncached pass and the keys in the cache: they are what
+    attention multiplies the values with, up to rounding.
+
+    Args:
+        cache: one row, of a kind that keeps all keys and knows its tokens.
+        log: of a pass over these tokens.
+    """
+    weights = []
+    for layer in range(model.config.n_layer):
+        q, _, _, starts, scale, _ = log[f"h.{layer}.attn"].arguments  # (1, H, S, D)
+        k, _ = cache.layer(layer)  # (1, G, S, D)
+        weights.append(attention_weights(q.float(), k.float(), starts, scale)[0].cpu())
+    return torch.stack(weights)
+
+
+def _inside(model: GPT, cache: KVCache, log: dict[str, Recorded]) -> Inside:
+    config, layers = model.config, range(model.config.n_layer)
+    streams = [log[f"h.{layer}.ln_1"].arguments[0] for layer in layers]  # (1, S, C) each
+    streams.append(log["ln_f"].arguments[0])
+    lens = []
+    for stream in streams:
+        said = model.lm_head(model.ln_f(stream))[0].float().softmax(-1)  # (S, V)
+        top = said.topk(min(SAID, config.vocab_size))
+        tokens, shares = top.indices.tolist(), top.values.tolist()
+        lens.append([list(zip(*each, strict=True)) for each in zip(tokens, shares, strict=True)])
+    norms = [
+        torch.stack([numbers[0].float().norm(dim=-1) for numbers in (attention, mlp, after)], -1)
+        for attention, mlp, after in (
+            (log[f"h.{layer}.attn.c_proj"].output, log[f"h.{layer}.mlp.c_proj"].output,
+             streams[layer + 1])
+            for layer in layers
+        )
+    ]  # fmt: skip
+    keys, values = (
+        torch.cat([cache.layer(layer)[part] for layer in layers]).cpu() for part in (0, 1)
+    )
+    fits = 8 / 3 * (keys.numel() + values.numel()) <= LARGEST_PAGE / 2  # bytes of base64
+    return Inside(lens, torch.stack(norms).cpu(), keys if fits else None, values if fits else None)
+
+
+def _halves(numbers: Tensor | None) -> str | None:
+    if numbers is None:
+        return None
+    words = numbers.to(torch.float16).contiguous().view(torch.int16).numpy()
+    return base64.b64encode(words.astype("<i2").tobytes()).decode("ascii")
 
 
 def _spelled(tokenizer: Tokenizer, token: int) -> bytes:

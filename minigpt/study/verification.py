@@ -1,68 +1,30 @@
 """Is cached decoding equal to uncached decoding, bit for bit? Check it, on any model and machine.
 
 `verify` computes the logits of a text once without a cache (the reference), then in every other way
-the program can compute them, and compares the bits. When something differs it asks
-`diagnose.py` which operation differed first, and why.
+the program can compute them (`ways.py`), and compares the bits. When something differs it asks
+`diagnosis.py` which operation differed first, and why.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
-from minigpt.cache.kinds import LOSSLESS
 from minigpt.model import GPT, require_model
 from minigpt.numerics.base import KEY_BLOCK
 from minigpt.study.diagnosis import Diagnosis, diagnose
+from minigpt.study.ways import Check, Ways, random_tokens
+from minigpt.support.checks import is_whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.tables import table
 
-FARTHEST = 2**16 - 1  # units in the last place that are told apart; those beyond count as this many
 Progress = Callable[[str], object]
-
-
-@dataclass
-class Check:
-    """One way of computing the logits, against the reference."""
-
-    name: str
-    compared: int = 0  # positions, each a row of V logits
-    unequal: int = 0
-    first: int | None = None  # the first unequal position
-    median_ulp: int = 0  # how far apart unequal logits are, in units in the last place: the middle
-    # one of all, because a single logit near zero may be millions of tiny units off
-    max_difference: float = 0.0
-    greedy_changed: int = 0  # positions whose likeliest token is another one
-
-    def __post_init__(self) -> None:
-        self._distances = torch.zeros(FARTHEST + 1, dtype=torch.int64)  # [d]: so many d ULP apart
-
-    @property
-    def equal(self) -> bool:
-        return self.compared > 0 and self.unequal == 0
-
-    def compare(self, got: Tensor, want: Tensor, start: int = 0) -> None:
-        """Take in logits (T, V) of positions start, start + 1, ... beside the reference's."""
-        self.compared += len(want)
-        if torch.equal(got, want):
-            return
-        unequal = (got != want).any(-1)
-        self.unequal += int(unequal.sum())
-        if self.first is None:
-            self.first = start + int(unequal.nonzero()[0])
-        got, want = got[unequal], want[unequal]
-        self.max_difference = max(self.max_difference, float((got - want).abs().max()))
-        self.greedy_changed += int((got.argmax(-1) != want.argmax(-1)).sum())
-        distances = ulp_distance(got, want).clamp(max=FARTHEST)[got != want]
-        self._distances += torch.bincount(distances, minlength=FARTHEST + 1).cpu()
-        below = self._distances.cumsum(0)
-        self.median_ulp = int((2 * below >= below[-1]).nonzero()[0])
 
 
 @dataclass
@@ -93,17 +55,23 @@ class Report:
         return {"equal": self.equal, "comparisons": self.comparisons, **asdict(self)}
 
     def __str__(self) -> str:
+        headings = ("compared", "unequal", "median ULP", "max difference")
+        rows = [
+            (
+                f"  {check.name}",
+                f"{check.compared:,}",
+                f"{check.unequal:,}",
+                f"{check.median_ulp:,}",
+                f"{check.max_difference:.2g}",
+            )
+            for check in self.checks
+        ]
         lines = [
             f"{self.numerics} numerics, {self.dtype} on {self.device}, {self.threads} threads, "
             f"{self.positions} positions",
             "",
-            _line("cached against uncached", "compared", "unequal", "median ULP", "max difference"),
+            table(("cached against uncached", *headings), rows),
         ]
-        for check in self.checks:
-            lines.append(
-                _line(f"  {check.name}", f"{check.compared:,}", f"{check.unequal:,}",
-                      f"{check.median_ulp:,}", f"{check.max_difference:.2g}")
-            )  # fmt: skip
         lines.append("")
         if self.nan_positions:
             lines.append(
@@ -151,134 +119,47 @@ def verify(
         MinigptError: when the tokens do not fit the model.
     """
     require_model(model)
-    if type(seed) is not int:
+    if not is_whole(seed):
         raise MinigptError(f"seed is {seed!r}, needed a whole number")
     rng = random.Random(seed)
-    config = model.config
     if ids is None:
-        count = min(160, config.n_positions)
-        ids = [rng.randrange(config.vocab_size) for _ in range(count)]
-    try:
-        tokens = torch.as_tensor(ids, device=model.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise MinigptError(f"ids is {ids!r}, needed a list of token ids") from error
-    if tokens.ndim == 1:
-        tokens = tokens[None]
-    if tokens.ndim != 2 or len(tokens) != 1:
-        raise MinigptError(
-            f"ids have shape {tuple(tokens.shape)}, needed the tokens of one text: (T,) or (1, T)"
-        )
-    T = tokens.shape[1]
-    if not 2 <= T <= config.n_positions:
-        raise MinigptError(
-            f"the text to verify has {T} tokens, needed 2 to {config.n_positions}: "
-            f"a context's worth at most"
-        )
+        tokens = random_tokens(model, rng, 1, min(160, model.config.n_positions))
+    else:
+        tokens = _one_text(model, ids)
     with evaluating(model):
         progress("reference: one uncached pass")
-        want = model(tokens)[0]  # (T, V)
+        ways = Ways(model, tokens, rng)
         report = Report(
-            model.numerics, str(model.dtype).removeprefix("torch."), str(model.device),
-            torch.get_num_threads(), T, nan_positions=int(want.isnan().any(-1).sum()),
-        )  # fmt: skip
+            model.numerics,
+            str(model.dtype).removeprefix("torch."),
+            str(model.device),
+            torch.get_num_threads(),
+            ways.length,
+            nan_positions=int(ways.want.isnan().any(-1).sum()),
+        )
         if report.nan_positions:
             return report
-        for name, run in _checks(model, tokens, want, rng):
+        for name, compare in CHECKS.items():
             progress(name)
-            check = Check(name)
-            run(check)
-            report.checks.append(check)
+            report.checks.append(Check(name))
+            compare(ways, report.checks[-1])
         if not report.equal:
             progress("diagnosis")
             report.diagnosis = diagnose(model, tokens)
     return report
 
 
-def _checks(
-    model: GPT, tokens: Tensor, want: Tensor, rng: random.Random
-) -> Iterator[tuple[str, Callable[[Check], None]]]:
-    T, V = tokens.shape[1], model.config.vocab_size
-    others = torch.tensor(
-        [[rng.randrange(V) for _ in range(T)] for _ in range(3)], device=tokens.device
-    )
-
-    def decode(check: Check, cache: KVCache, start: int = 0, chunks: Sequence[int] = ()) -> None:
-        for low, high in _spans(start, T, chunks):
-            check.compare(model(tokens[:, low:high], cache=cache)[0], want[low:high], low)
-
-    def one_by_one(check: Check) -> None:
-        decode(check, model.new_cache())
-
-    def random_chunks(check: Check) -> None:
-        for _ in range(3):
-            chunks = [rng.randint(1, max(1, T // 3)) for _ in range(T)]
-            decode(check, model.new_cache(), chunks=chunks)
-
-    def prefill_then_decode(check: Check) -> None:
-        for prompt in _edges(T):
-            cache = model.new_cache(max_length=T)  # another capacity, too
-            check.compare(
-                model.next_logits(tokens[:, :prompt], cache=cache), want[prompt - 1 : prompt]
-            )
-            for t in range(prompt, min(prompt + 2, T)):
-                check.compare(model(tokens[:, t : t + 1], cache=cache)[0], want[t : t + 1], t)
-
-    def uncached_prefixes(check: Check) -> None:
-        for prompt in _edges(T):
-            check.compare(model(tokens[:, :prompt])[0], want[:prompt])
-
-    def batch_rows(check: Check) -> None:
-        row = rng.randrange(4)
-        batch = torch.cat([others[:row], tokens, others[row:]])
-        check.compare(model(batch)[row], want)
-        cache = model.new_cache(batch_size=4)
-        for low, high in _spans(0, T, [rng.randint(1, max(1, T // 4)) for _ in range(T)]):
-            check.compare(model(batch[:, low:high], cache=cache)[row], want[low:high], low)
-
-    def after_truncate(check: Check) -> None:
-        cache = model.new_cache()
-        model(tokens, cache=cache)
-        for _ in range(3):
-            keep = rng.randrange(T)
-            cache.truncate(keep)
-            detour = others[:1, : max(1, (T - keep) // 2)]
-            model(detour, cache=cache)
-            cache.truncate(keep)
-            decode(check, cache, keep, [rng.randint(1, T) for _ in range(T)])
-
-    def after_fork(check: Check) -> None:
-        parent = model.new_cache()
-        half = T // 2
-        model(tokens[:, :half], cache=parent)
-        child = parent.fork()
-        model(others[:1, : T - half], cache=parent)
-        decode(check, child, half, [1, 2, 3] * T)
-
-    def other_kinds(check: Check) -> None:
-        for kind in LOSSLESS[1:]:
-            chunks = [rng.randint(1, max(1, T // 3)) for _ in range(T)]
-            decode(check, model.new_cache(kind=kind), chunks=chunks)
-
-    def ragged_rows(check: Check) -> None:
-        starts = [rng.randrange(T) for _ in range(4)]
-        cache = model.new_cache(batch_size=4, kind="paged")
-        model(tokens.expand(4, -1), cache=cache)
-        cache.truncate(starts)
-        for _ in range(min(4, T - max(starts))):
-            at = cache.lengths
-            logits = model(tokens[0, at][:, None], cache=cache)
-            for row, t in zip(logits, at, strict=True):
-                check.compare(row, want[t : t + 1], t)
-
-    yield "decoding one by one", one_by_one
-    yield "random chunks", random_chunks
-    yield "prompts of every edge length", prefill_then_decode
-    yield "uncached prefixes", uncached_prefixes
-    yield "one row of a batch of 4", batch_rows
-    yield "after truncate", after_truncate
-    yield "after fork", after_fork
-    yield "growing and paged caches", other_kinds
-    yield "rows at different positions", ragged_rows
+CHECKS: dict[str, Callable[[Ways, Check], None]] = {
+    "decoding one by one": Ways.one_by_one,
+    "random chunks": Ways.random_chunks,
+    "prompts of every edge length": lambda ways, check: ways.prompts(check, _edges(ways.length)),
+    "uncached prefixes": lambda ways, check: ways.prefixes(check, _edges(ways.length)),
+    "one row of a batch of 4": lambda ways, check: ways.batches(check, [4], ways.length),
+    "after truncate": Ways.truncated,
+    "after fork": Ways.forked,
+    "growing and paged caches": Ways.kinds,
+    "rows at different positions": Ways.random_rows,
+}
 
 
 def _edges(T: int) -> list[int]:
@@ -289,26 +170,21 @@ def _edges(T: int) -> list[int]:
     return sorted(edge for edge in edges if 1 <= edge <= T)
 
 
-def _spans(start: int, end: int, chunks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut [start, end) into pieces of these lengths, and of 1 when there are no more."""
-    lengths = iter(chunks)
-    while start < end:
-        stop = min(end, start + next(lengths, 1))
-        yield start, stop
-        start = stop
-
-
-def _line(name: str, *cells: str) -> str:
-    widths = (10, 10, 12, 16)  # each with a space before it, however wide the cell
-    return f"{name:<30}" + "".join(f" {c:>{w - 1}}" for c, w in zip(cells, widths, strict=True))
-
-
-def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """How many steps from one number of their dtype to the next lead from a to b, elementwise."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
-
-    def ordered(x: Tensor) -> Tensor:  # the bits as integers that count up from the smallest float
-        bits = x.contiguous().view(integer).long()
-        return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
-
-    return (ordered(a) - ordered(b)).abs()
+def _one_text(model: GPT, ids: Sequence[int] | Tensor) -> Tensor:
+    """(1, T) on the model's device; whether they are tokens of it, the model checks."""
+    try:
+        tokens = torch.as_tensor(ids, device=model.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MinigptError(f"ids is {ids!r}, needed a list of token ids") from error
+    if tokens.ndim == 1:
+        tokens = tokens[None]
+    if tokens.ndim != 2 or len(tokens) != 1:
+        raise MinigptError(
+            f"ids have shape {tuple(tokens.shape)}, needed the tokens of one text: (T,) or (1, T)"
+        )
+    if not 2 <= tokens.shape[1] <= model.config.n_positions:
+        raise MinigptError(
+            f"the text to verify has {tokens.shape[1]} tokens, needed 2 to "
+            f"{model.config.n_positions}: a context's worth at most"
+        )
+    return tokens

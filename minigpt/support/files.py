@@ -1,4 +1,5 @@
-"""Writing where others may write and read too, and where any of them may be killed.
+"""Reading files that may be damaged; writing where others may write and read too, and where any of
+them may be killed.
 
 What is new is written in a folder of its own and then renamed. Locks are the system's own, on
 directories: they leave no file behind, and end with the process that holds them, however it ends.

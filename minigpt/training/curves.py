@@ -7,12 +7,12 @@ its checkpoint and writes them again. TensorBoard and matplotlib are needed only
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minigpt.support.errors import MinigptError
+from minigpt.support.files import write_text
 
 LOG = "log.jsonl"
 PICTURE = "curves.png"
@@ -33,10 +33,8 @@ class Log:
         self._board = _board(directory) if tensorboard else None
         self.path = directory / LOG
         rows = [row for row in read(directory) if row["step"] <= step] if step else []
-        aside = self.path.with_suffix(".new")
         try:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            os.replace(aside, self.path)
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise MinigptError(f"cannot write {self.path} ({error}): make room there") from error

@@ -1,4 +1,4 @@
-"""Text to train on: from files to memory-mapped tokens, and from tokens to batches.
+"""Text to train on: from documents to memory-mapped tokens, and from tokens to batches.
 
 A source is tokenized once, piece by piece, into a directory that appears whole or not at all; every
 later run maps it. Which windows make a batch depends on seed, step and row number only, so a
@@ -9,19 +9,16 @@ Letters as in `model.py`, and: `N` tokens of a text, `R` rows of a batch.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +26,17 @@ import torch
 from torch import Tensor
 
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import aside, flush
-from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer, train_bpe
-from minigpt.training.stories import stories
+from minigpt.support.files import aside, flush, read_json
+from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
+from minigpt.training.bpe import train_bpe
+from minigpt.training.documents import by_shares, hash_source, read_documents, story_count
 
-PIECE = 2**20  # bytes of a file in memory at a time
 BPE_SAMPLE = 2**24  # characters that byte pairs are learned from: the first so many
-STORIES_SEED = 1
-STORIES_AT_ONCE = 2_000  # in one share of the work
-FEW_SHARES = 10  # up to which one process writes them all
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
 _SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
+LARGEST_ABOUT = 2**10  # bytes of corpus.json
 FORMAT = 2  # of the cached files; a new number makes old ones be tokenized again
 
-Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
-T = TypeVar("T")
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
@@ -124,7 +117,7 @@ def prepare(
             f"vocabulary's size such as bpe:1024"
         )
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
-    key = "\n".join((str(FORMAT), _hash_of_source(source), spec, repr(float(held_out))))
+    key = "\n".join((str(FORMAT), hash_source(source), spec, repr(float(held_out))))
     name = re.sub(r"[^\w.-]", "-", Path(source).name or "text")
     home = Path(directory, f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}")
     if not home.is_dir():
@@ -142,27 +135,6 @@ def prepare(
                 f"or choose another place"
             ) from error
     return _open(home)
-
-
-def documents(source: str | Path, piece: int = PIECE) -> Documents:
-    """The documents of a source, each an iterator over its text in pieces of about `piece` bytes.
-
-    Pieces end where a white space follows something else. No token of GPT-2's reaches across such
-    a place, so the pieces' tokens are the text's.
-
-    Raises:
-        MinigptError: as `prepare`, when the reading gets there.
-    """
-    count = _story_count(source)
-    if count is not None:
-        shares = _by_shares(list, count)
-        yield from (iter([story]) for story in chain.from_iterable(shares))
-        return
-    for path in _files(Path(source)):
-        if path.suffix == ".jsonl":
-            yield from (iter([text]) for text in _json_lines(path))
-        else:
-            yield _whole_words(_decoded(path, piece))
 
 
 def draws(seed: int, step: int, rows: Sequence[int]) -> npt.NDArray[np.uint64]:
@@ -233,130 +205,7 @@ def windows(
     return inputs.contiguous(), targets
 
 
-# --- from a source to documents ---
-
-
-def _story_count(source: str | Path) -> int | None:
-    match = re.fullmatch(r"stories(?::(\d+))?", str(source))
-    if not match or Path(source).exists():
-        return None
-    return int(match[1] or 40_000)
-
-
-def _by_shares(work: Callable[[Sequence[str]], T], count: int) -> Iterator[T]:
-    """What `work` makes of the first stories, a share at a time, in order.
-
-    Where they are many, each core writes shares of its own: text of that kind takes longer to
-    write than to learn from.
-    """
-    firsts = range(0, count, STORIES_AT_ONCE)
-    share = partial(_share, work, count)
-    if len(firsts) < FEW_SHARES:
-        yield from map(share, firsts)
-        return
-    with multiprocessing.Pool() as processes:
-        yield from processes.imap(share, firsts)
-
-
-def _share(work: Callable[[Sequence[str]], T], count: int, first: int) -> T:
-    return work(list(stories(STORIES_SEED, min(STORIES_AT_ONCE, count - first), first)))
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    return [(text, tokenizer.encode(text)) for text in texts]
-
-
-def _files(source: Path) -> list[Path]:
-    if os.path.isdir(source):  # rather than source.is_dir(), which fails for a long name
-        inside = (path for path in sorted(source.rglob("*")) if path.is_file())
-        return [
-            path
-            for path in inside
-            if not any(part.startswith(".") for part in path.relative_to(source).parts)
-        ]
-    if not os.path.isfile(source):
-        raise MinigptError(
-            f"there is no file or folder {source}, needed a text file, a .jsonl file or a folder "
-            f"of them: correct the path"
-        )
-    return [source]
-
-
-def _read(path: Path, piece: int = PIECE) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(piece):
-                yield chunk
-    except OSError as error:
-        raise MinigptError(f"{path} cannot be read ({error}): check its permissions") from error
-
-
-def _decoded(path: Path, piece: int) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    read = 0  # bytes before what the decoder has in hand
-    for chunk in chain(_read(path, piece), [b""]):
-        waiting = len(decoder.getstate()[0])  # of a character that the last chunk cut
-        try:
-            yield decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise MinigptError(
-                f"byte {read - waiting + error.start} of {path} is no UTF-8, needed UTF-8 text: "
-                f"convert the file, for example with iconv"
-            ) from None
-        read += len(chunk)
-
-
-def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text, in pieces that end where a white space follows something else."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = re.match(r".*\S(?=[ \n])", held, re.DOTALL)
-        cut = found.end() if found else len(held) if len(held) > PIECE else 0
-        if cut:
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line.decode("utf-8"))["text"]
-                text.encode()  # JSON may spell half of a character, such as \ud800
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise MinigptError(
-                    f'line {number} of {path} is not a JSON object with a "text" in UTF-8, needed '
-                    f"one on each line: correct or remove it"
-                ) from None
-            yield text
-
-
 # --- from documents to a directory of tokens ---
-
-
-def _hash(parts: Iterable[str | bytes]) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part.encode() if isinstance(part, str) else part)
-    return sha.hexdigest()
-
-
-def _hash_of_source(source: str | Path) -> str:
-    count = _story_count(source)
-    if count is not None:  # a change of the grammar shows in the first stories
-        return _hash([str(count), *stories(STORIES_SEED, 100)])
-    root = Path(source)
-    files = _files(root)
-    return _hash(
-        part
-        for path in files
-        for part in chain([f"\n{path.relative_to(root)} {path.suffix}\n"], [_hash(_read(path))])
-    )
 
 
 def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
@@ -366,10 +215,14 @@ def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
         return byte_tokenizer()
     if spec == "gpt2":
         return Tokenizer.from_pretrained("gpt2")
-    pieces = chain.from_iterable(documents(source))
+    pieces = chain.from_iterable(read_documents(source))
     if spec == "char":
         return CharTokenizer(sorted(set().union(*pieces)))
     return train_bpe(_first(pieces, BPE_SAMPLE), int(spec.removeprefix("bpe:")))
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    return [(text, tokenizer.encode(text)) for text in texts]
 
 
 def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
@@ -384,7 +237,7 @@ def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     """Characters of all documents, and after how many of them the held-out part begins."""
     starts = array("Q")  # of each document
     total = 0
-    for document in documents(source):
+    for document in read_documents(source):
         begin = total
         total += sum(map(len, document))
         if total > begin:
@@ -399,7 +252,7 @@ def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
     """(held out?, a piece of text) and (held out?, None) where an end-of-text token belongs."""
     done = 0  # characters
     yield False, None
-    for document in documents(source):
+    for document in read_documents(source):
         begin = done
         for piece in document:
             at = min(max(cut - done, 0), len(piece))
@@ -424,7 +277,7 @@ def _encoded_stories(
     """
     cut = min(max(1, round(count * (1 - held_out))), max(1, count - 1))
     yield False, None, separator
-    every = chain.from_iterable(_by_shares(partial(_encoded, tokenizer), count))
+    every = chain.from_iterable(by_shares(partial(_encoded, tokenizer), count))
     for number, (text, ids) in enumerate(every):
         yield number >= cut, text, ids
         yield number >= cut, None, separator
@@ -436,7 +289,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
     """Write both parts' tokens, the tokenizer and `corpus.json`."""
     from tqdm import tqdm
 
-    count = _story_count(source)
+    count = story_count(source)
     total, cut = (count, 0) if count else _cut(source, held_out)
     tokenizer = _tokenizer_for(spec, source)
     tokenizer.save_pretrained(directory)
@@ -478,7 +331,7 @@ def _rename(made: Path, home: Path) -> None:
 
 def _open(home: Path) -> Corpus:
     try:
-        about = json.loads((home / "corpus.json").read_text(encoding="utf-8"))
+        about = read_json(home / "corpus.json", LARGEST_ABOUT, "it is damaged")
         dtype, held_out_bytes = np.dtype(about["dtype"]), int(about["held_out_bytes"])
         training, held_out = (_map(home / name, dtype) for name in ("training.bin", "held_out.bin"))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,43 +2,50 @@
 
 Everything that is random in a step (its windows, its dropout) is a function of the seed and the
 step's number, so a run that is killed and resumed goes on bit for bit as if nothing had happened.
-The numbers of a run are in `recipes.py`, its data in `sources.py`; what is saved, `checkpoint.py`;
-what several processes share, `parallel.py`.
+The numbers of a run are in `recipes.py`, its data in `sources.py`, its checkpoints in `state.py`;
+what several processes share is in `parallel.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 
 from minigpt.checkpoint import weights
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import generate
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
-from minigpt.numerics.training import TrainingOps
+from minigpt.numerics.half_precision import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
 from minigpt.training import lora
-from minigpt.training import state as checkpoint
 from minigpt.training.curves import Log
 from minigpt.training.data import IGNORED
 from minigpt.training.interruption import interrupts
 from minigpt.training.losses import cross_entropy, evaluate, uncompiled
-from minigpt.training.parallel import Processes, like, whole, without_exchange
+from minigpt.training.parallel import Processes, gather, without_exchange
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Source
-from minigpt.training.state import State
+from minigpt.training.state import (
+    State,
+    gather_moments,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    trained,
+)
 
 Report = Callable[[str], object]
 CHECKPOINTS = "checkpoints"  # in a run's directory; the directory itself holds the best model
@@ -78,34 +85,31 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     directory, processes = Path(directory), processes or Processes(torch.device(config.device))
-    with alone_in(directory) if processes.rank == 0 else nullcontext():
-        return _steps(Run(model, source, config, directory, processes, resume), report)
-
-
-def _steps(run: Run, report: Report) -> State:
-    config, processes = run.config, run.processes
     writes = processes.rank == 0
-    bar = tqdm(
-        initial=run.state.step, total=config.steps, desc="training", unit="step",
-        disable=None if writes else True, dynamic_ncols=True,  # None: a bar on terminals only
-    )  # fmt: skip
-    tokens, began = config.batch_size * run.source.width, run.state.seconds
-    first = run.state.step
-    with (
-        interrupts() as asked,
-        Log(run.directory, run.state.step, config.tensorboard) if writes else nullcontext() as log,
-        bar,
-    ):
+    with ExitStack() as stack:
+        if writes:
+            stack.enter_context(alone_in(directory))
+        run = Run(model, source, config, directory, processes, resume)
+        first, began = run.state.step, run.state.seconds
+        asked = stack.enter_context(interrupts())
+        log = Log(directory, first, config.tensorboard) if writes else None
+        bar = tqdm(
+            initial=first, total=config.steps, desc="training", unit="step",
+            disable=None if writes else True, dynamic_ncols=True,  # None: a bar on terminals only
+        )  # fmt: skip
+        stack.enter_context(log or nullcontext())
+        stack.enter_context(bar)
         while run.state.step < config.steps:
             step = run.step(asked())
             done = run.state.step
-            speed = tokens * (done - first) / (run.state.seconds - began)
+            tokens = config.batch_size * source.width * (done - first)
+            speed = tokens / (run.state.seconds - began)
             bar.set_postfix(loss=f"{run.state.average:.3f}", tokens_per_s=f"{speed:,.0f}")
             bar.update()
             last = done == config.steps
             if log:
-                log.append(done, loss=step.loss, norm=step.norm, rate=rate(done - 1, config),
-                           tokens_per_second=speed)  # fmt: skip
+                now = rate(done - 1, config)
+                log.append(done, loss=step.loss, norm=step.norm, rate=now, tokens_per_second=speed)
             if done % config.evaluate_every == 0 or last:
                 loss = run.evaluate()
                 report(f"step {done}: held-out loss {loss:.4f}")
@@ -122,7 +126,7 @@ def _steps(run: Run, report: Report) -> State:
                 raise KeyboardInterrupt
         if asked():  # in the last step: what is done with the result need not follow
             raise KeyboardInterrupt
-    return run.state
+        return run.state
 
 
 def claim(directory: Path, resume: bool) -> Path | None:
@@ -132,11 +136,8 @@ def claim(directory: Path, resume: bool) -> Path | None:
         MinigptError: when it cannot be written, or holds a run that is not to be resumed: better
             now than after ten minutes of training.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
-    found = checkpoint.newest(directory / CHECKPOINTS)
+    _make(directory)
+    found = newest_checkpoint(directory / CHECKPOINTS)
     if found and not resume:
         raise MinigptError(
             f"{directory} holds a run already, up to {found.name}: resume it (--resume), "
@@ -148,10 +149,7 @@ def claim(directory: Path, resume: bool) -> Path | None:
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """While one process trains into a directory, no other does."""
-    try:
-        (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
+    _make(directory / CHECKPOINTS)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(directory / CHECKPOINTS, wait=False))
@@ -163,81 +161,62 @@ def alone_in(directory: Path) -> Iterator[None]:
         yield
 
 
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
+
+
 class Run:
     """A model in training, with all that changes beside its weights."""
 
     def __init__(
-        self, model: GPT, source: Source, config: TrainConfig, directory: Path,
-        processes: Processes, resume: bool,
-    ) -> None:  # fmt: skip
+        self,
+        model: GPT,
+        source: Source,
+        config: TrainConfig,
+        directory: Path,
+        processes: Processes,
+        resume: bool,
+    ) -> None:
         self.model, self.source, self.config = model, source, config
         self.directory, self.processes = directory, processes
         self.shares = processes.share(config.batch_size, config.accumulate)
-        self.state = State()
-        stored: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        found = claim(directory, resume)
-        if found:
-            self.state, stored, moments = checkpoint.load(found, config)
-            if self.state.source != source.fingerprint():
-                raise MinigptError(
-                    f"the data have changed since {found} was saved, needed the same to resume: "
-                    f"bring them back, or train into another directory"
-                )
-        self.state.source = source.fingerprint()
+
+        # Where to begin: at step 0, or where a checkpoint of the same run on the same data ended.
+        found, data = claim(directory, resume), source.fingerprint()
+        saved = load_checkpoint(found, config) if found else None
+        self.state = saved.state if saved else State(source=data)
+        if self.state.source != data:
+            raise MinigptError(
+                f"the data have changed since {found} was saved, needed the same to resume: "
+                f"bring them back, or train into another directory"
+            )
+
+        # What is trained: all of the model, a part of it, or products beside its matrices.
         if config.lora_rank:
             lora.adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
         lora.freeze(model, filter(None, config.freeze.split(",")))
-        if stored:
-            in_model = {name: moments.pop(name) for name in list(moments) if ".adam" not in name}
-            self._check_restored(found, {**stored, **in_model}, moments)
-            model.load_state_dict({**stored, **in_model}, strict=False)
+        if saved:
+            saved.restore_weights(model)
+
+        # How it is computed: on which devices, in what precision, compiled or not.
         model.train().numerics = "fast"
         set_ops(model, TrainingOps())
-        if config.precision == "float16" and config.shard:
-            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.network = processes.wrap(model, config.shard)
         for block in model.h:
             if config.recompute:
                 block.forward = partial(recomputed, block.forward, use_reentrant=False)
             if config.compile:
                 block.compile()
+        kind, dtype = processes.device.type, getattr(torch, config.precision)
+        self.autocast = partial(torch.autocast, kind, dtype, enabled=dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
+
         self.optimizer = adamw(model, config, processes.device)
-        kind = processes.device.type
-        self.scaler = torch.amp.GradScaler(kind, enabled=config.precision == "float16")
-        self.autocast = partial(
-            torch.autocast, kind, getattr(torch, config.precision),
-            enabled=config.precision != "float32",
-        )  # fmt: skip
-        if self.state.scaler:
-            try:
-                self.scaler.load_state_dict(self.state.scaler)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise _not_of_this_run(found, f"scaler: {error}") from error
-        for name, parameter in self.trained().items():
-            for key in ("step", "exp_avg", "exp_avg_sq") if moments else ():
-                value = moments[f"{name}.adam.{key}"]
-                self.optimizer.state[parameter][key] = (
-                    value.to(processes.device) if key == "step" else like(value, parameter)
-                )
-
-    def _check_restored(
-        self, found: Path | None, weights: dict[str, Tensor], moments: dict[str, Tensor]
-    ) -> None:
-        """Refuse tensors of other names or shapes than this run saved, before any is used."""
-        model = dict(self.model.state_dict())
-        for name, tensor in weights.items():
-            if name not in model or model[name].shape != tensor.shape:
-                raise _not_of_this_run(found, name)
-        for name, parameter in self.trained().items() if moments else ():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                tensor = moments.get(f"{name}.adam.{key}", torch.empty(0, dtype=torch.bool))
-                shape = () if key == "step" else parameter.shape
-                if tensor.shape != shape or tensor.dtype != torch.float32:
-                    raise _not_of_this_run(found, f"{name}.adam.{key}")
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if saved:
+            saved.restore_optimizer(model, self.optimizer, self.scaler)
 
     def step(self, stop: bool = False) -> Step:
         """One update of the weights, from all windows of one step."""
@@ -259,7 +238,8 @@ class Run:
                 # Processes average their gradients; this loss is to be added up over them.
                 self.scaler.scale(part * self.processes.count).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = whole(clip(self.trained().values(), config.clip)).item()
+        limit = config.clip or math.inf
+        norm = gather(clip_grad_norm_(trained(self.model).values(), limit)).item()  # before it
         [total] = self.processes.sums(loss.item())
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise MinigptError(
@@ -304,22 +284,24 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of this step, from which `resume` goes on."""
-        tensors, moments = self.tensors(), {}
-        for name, parameter in self.trained().items():
-            for key, value in self.optimizer.state[parameter].items():
-                moments[f"{name}.adam.{key}"] = whole(value)
+        tensors = self.tensors()
+        moments = gather_moments(self.model, self.optimizer)
         self.state.scaler = self.scaler.state_dict()
         if self.processes.rank == 0:
-            checkpoint.save(
-                self.directory / CHECKPOINTS, self.state, self.config, self.model.config,
-                lora.merged(tensors, self.config.lora_scale), {**moments, **lora.adapted(tensors)},
-                self.source.tokenizer.save_pretrained,
-            )  # fmt: skip
+            save_checkpoint(
+                self.directory / CHECKPOINTS,
+                self.state,
+                self.config,
+                self.model.config,
+                model=lora.merged(tensors, self.config.lora_scale),
+                tensors={**moments, **lora.adapted(tensors)},
+                save_tokenizer=self.source.tokenizer.save_pretrained,
+            )
         self.processes.wait()
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, each whole. Every process must ask."""
-        tensors = {name: whole(p) for name, p in self.model.state_dict().items()}
+        tensors = {name: gather(p) for name, p in self.model.state_dict().items()}
         if self.model.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
         return tensors
@@ -333,27 +315,19 @@ class Run:
         return self.source.tokenizer.decode([*prompt, *text.tokens])
 
 
-def _not_of_this_run(found: Path | None, what: str) -> MinigptError:
-    return MinigptError(
-        f"{found} does not fit the model of this run ({what}): delete it, and the one before it "
-        f"counts"
-    )
-
-
 def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), with decay on matrices only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = trained(model).values()
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(config.beta1, config.beta2),
+        groups,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
-    )  # fmt: skip
-
-
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """The norm of all gradients together; beyond the limit they shrink to it. 0: no limit."""
-    return torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
+    )
 
 
 def rate(step: int, config: TrainConfig) -> float:

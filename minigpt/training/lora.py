@@ -81,5 +81,5 @@ def merged(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 def adapted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What merging cannot undo: the frozen matrices and their products, of all the tensors."""
     layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
-    return {f"{layer}.{part}": tensors[f"{layer}.{part}"]
-            for layer in layers for part in ("weight", "lora_a", "lora_b")}  # fmt: skip
+    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "lora_a", "lora_b")]
+    return {name: tensors[name] for name in names}

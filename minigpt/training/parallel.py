@@ -81,13 +81,13 @@ class Processes:
             self.sums(0.0)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """A weight or moment as one plain tensor. All processes must ask, for all give their part."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, target: Tensor) -> Tensor:
+def scatter_like(tensor: Tensor, target: Tensor) -> Tensor:
     """A whole tensor, on the device and in the parts of `target`."""
     tensor = tensor.to(target.device)
     if isinstance(target, DTensor):

@@ -2,7 +2,7 @@
 
 A run is its `TrainConfig`: the defaults, changed by a preset, then by a TOML file, then on the
 command line. It is saved beside each checkpoint, so that a run can be told and repeated. What the
-numbers do is in `train.py`.
+numbers do is in `loop.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.support.checks import is_number, path_of
+from minigpt.support.checks import is_number, path_of, whole
 from minigpt.support.errors import MinigptError
 from minigpt.training.tasks import TASKS, Task
 
@@ -28,9 +28,7 @@ PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool = False) -> Any:
     """A field with its documentation; `later`: may be changed when a run is resumed."""
-    return field(
-        default=default, metadata={"about": about, "choices": choices, "later": later}
-    )  # fmt: skip
+    return field(default=default, metadata={"about": about, "choices": choices, "later": later})
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,11 @@ class TrainConfig:
                 raise MinigptError(
                     f"{f.name} is {getattr(self, f.name)!r}, needed one of {', '.join(choices)}"
                 )
-        at_least = dict.fromkeys(
-            ("steps", "batch_size", "accumulate", "evaluate_every", "evaluate_windows",
-             "save_every", "keep"), 1,
-        ) | dict.fromkeys(("lora_rank", "warmup", "sample_every", "sample_tokens"), 0)  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise MinigptError(f"{name} is {getattr(self, name)}, needed at least {least}")
+        for name in ("lora_rank", "warmup", "sample_every", "sample_tokens"):
+            whole(name, getattr(self, name), 0)
+        for name in ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "keep"):
+            whole(name, getattr(self, name))
+        whole("evaluate_windows", self.evaluate_windows)
         for name in ("held_out", "beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed between 0 and 1")
@@ -115,8 +111,7 @@ class TrainConfig:
         for name in ("learning_rate", "lora_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed a positive number")
-        if not 0 <= self.seed < 2**63 - 1:
-            raise MinigptError(f"seed is {self.seed}, needed a whole number from 0 to 2**63 - 2")
+        whole("seed", self.seed, 0, 2**63 - 2)
         if self.task and self.task not in TASKS:
             raise MinigptError(f"task is {self.task!r}, needed one of {', '.join(TASKS)}")
         unknown = [name for name in self.lora_on.split(",") if name not in PROJECTIONS]
@@ -124,6 +119,8 @@ class TrainConfig:
             raise MinigptError(
                 f"lora_on names {unknown[0]!r}, needed some of {', '.join(PROJECTIONS)}"
             )
+        if self.shard and self.precision == "float16":
+            raise MinigptError("float16 cannot be sharded: choose precision bfloat16 or float32")
         self.shape(1, None)  # refuses a width that the heads cannot share, and the like
 
     def shape(self, vocab_size: int, end_of_text: int | None) -> GPTConfig:
@@ -207,9 +204,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def _check_type(name: str, value: object, kind: str) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)
-    }  # fmt: skip
+    kinds: dict[str, Any] = {"str": str, "bool": bool, "int": int, "float": (float, int)}
     right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
     if not right or (kind in ("int", "float") and not is_number(value)):
         raise MinigptError(f"{name} is {value!r}, needed a {kind}")

@@ -10,28 +10,31 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from minigpt.checkpoint import weights
 from minigpt.config import GPTConfig
-from minigpt.support.checks import is_number, is_whole, plain_file
+from minigpt.model import GPT
+from minigpt.support.checks import is_number, is_whole
 from minigpt.support.errors import MinigptError, reason
-from minigpt.support.files import STAGING, flush, move
+from minigpt.support.files import aside, flush, move, read_json
+from minigpt.training.parallel import gather, scatter_like
 from minigpt.training.recipes import TrainConfig, configure, differences
 
 STATE = "state.json"
 TENSORS = "training.safetensors"
 LARGEST_STATE = 2**20  # bytes
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -61,7 +64,7 @@ class State:
             raise MinigptError("its state is not a run's")
 
 
-def save(
+def save_checkpoint(
     directory: Path,
     state: State,
     config: TrainConfig,
@@ -71,6 +74,8 @@ def save(
     save_tokenizer: Callable[[Path], object],
 ) -> None:
     """Write `directory`/step-N, and delete all but the last `config.keep`.
+
+    Both go by way of a folder beside `directory`, whose own lock is held while a run goes on.
 
     Args:
         model: as `weights.save` wants them.
@@ -82,60 +87,114 @@ def save(
     target = directory / f"step-{state.step:08d}"
     if target.exists():
         return
-    staging = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for left_behind in directory.glob(f"{STAGING}*"):  # by a run that was killed
-            shutil.rmtree(left_behind, ignore_errors=True)
-        staging = Path(mkdtemp(prefix=STAGING, dir=directory))
-        weights.save(staging, shape, model)
-        save_tokenizer(staging)
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, staging / TENSORS)
-        content = {**vars(state), "config": vars(config)}
-        (staging / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (staging / "train.toml").write_text(config.to_toml(), encoding="utf-8")
-        for path in (*staging.iterdir(), staging):
-            flush(path)
-        move(staging, target)
+        with aside(directory.parent) as staging:
+            made = staging / target.name
+            weights.save(made, shape, model)
+            save_tokenizer(made)
+            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, made / TENSORS)
+            content = {**vars(state), "config": vars(config)}
+            (made / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (made / "train.toml").write_text(config.to_toml(), encoding="utf-8")
+            for path in (*made.iterdir(), made):
+                flush(path)
+            move(made, target)
+            for old in _all(directory)[: -config.keep]:
+                with suppress(OSError):
+                    os.replace(old, staging / old.name)  # half deleted, it would look like one
     except (OSError, SafetensorError, MinigptError) as error:
         raise MinigptError(
             f"the checkpoint of step {state.step} could not be written to {directory} "
             f"({reason(error)}): those already there are whole, so make room and resume"
         ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-    for old in _all(directory)[: -config.keep]:
-        with suppress(OSError):
-            gone = directory / f"{STAGING}{old.name}"  # half deleted, it would look like one
-            os.replace(old, gone)
-            shutil.rmtree(gone, ignore_errors=True)
 
 
-def newest(directory: Path) -> Path | None:
+def newest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint of the last step; None when there is none."""
     return next(reversed(_all(directory)), None)
 
 
-def load(path: Path, config: TrainConfig) -> tuple[State, dict[str, Tensor], dict[str, Tensor]]:
-    """The state, the model's tensors, and the moments, of a checkpoint that `save` wrote.
+@dataclass
+class Saved:
+    """A checkpoint that was read, and is still to be fitted to the model of this run."""
+
+    path: Path
+    state: State
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]  # none when it was saved before the first step
+
+    def restore_weights(self, model: GPT) -> None:
+        """Give a model its weights. All tensors are checked first, the moments too.
+
+        Raises:
+            MinigptError: for tensors of other names or shapes than this run saves.
+        """
+        ours = dict(model.state_dict())
+        for name, tensor in self.weights.items():
+            if name not in ours or ours[name].shape != tensor.shape:
+                raise self._does_not_fit(name)
+        for name, parameter in trained(model).items() if self.moments else ():
+            for key in ADAM:
+                tensor = self.moments.get(f"{name}.adam.{key}", torch.empty(0, dtype=torch.bool))
+                shape = () if key == "step" else parameter.shape
+                if tensor.shape != shape or tensor.dtype != torch.float32:
+                    raise self._does_not_fit(f"{name}.adam.{key}")
+        model.load_state_dict(self.weights, strict=False)
+
+    def restore_optimizer(
+        self, model: GPT, optimizer: torch.optim.Optimizer, scaler: GradScaler
+    ) -> None:
+        """Give the optimizer of a model, which may be sharded by now, its moments."""
+        if self.state.scaler:
+            try:
+                scaler.load_state_dict(self.state.scaler)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise self._does_not_fit(f"scaler: {error}") from error
+        for name, parameter in trained(model).items() if self.moments else ():
+            for key in ADAM:
+                value = self.moments[f"{name}.adam.{key}"]
+                optimizer.state[parameter][key] = (
+                    value.to(parameter.device) if key == "step" else scatter_like(value, parameter)
+                )
+
+    def _does_not_fit(self, what: str) -> MinigptError:
+        return MinigptError(
+            f"{self.path} does not fit the model of this run ({what}): delete it, and the one "
+            f"before it counts"
+        )
+
+
+def trained(model: GPT) -> dict[str, nn.Parameter]:
+    """The parameters that change, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def gather_moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, each tensor whole. Every process must ask."""
+    return {
+        f"{name}.adam.{key}": gather(value)
+        for name, parameter in trained(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_checkpoint(path: Path, config: TrainConfig) -> Saved:
+    """Read a checkpoint that `save_checkpoint` wrote.
 
     Raises:
         MinigptError: when it is damaged, or of a run that was configured differently: the fields
             that differ are named.
     """
     try:
-        plain_file(path / STATE, LARGEST_STATE)
-        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        content = read_json(path / STATE, LARGEST_STATE, "it is damaged")
         before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
         state = State(**content)
         state.check(before.steps)
         weights.check_header(path / TENSORS)
-        moments = load_file(path / TENSORS)
-    except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
-    ) as error:  # fmt: skip
+        tensors = load_file(path / TENSORS)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise MinigptError(
             f"{path} is not a whole checkpoint of a training run ({reason(error)}): delete "
             f"it, and the one before it counts"
@@ -146,7 +205,8 @@ def load(path: Path, config: TrainConfig) -> tuple[State, dict[str, Tensor], dic
             f"{path} is of another run: {'; '.join(changed)}; needed the same to resume: train "
             f"with those values, or into another directory"
         )
-    return state, weights.load(path)[1], moments
+    moments = {name: tensors.pop(name) for name in list(tensors) if ".adam." in name}
+    return Saved(path, state, {**weights.load(path)[1], **tensors}, moments)
 
 
 def _all(directory: Path) -> list[Path]:

@@ -68,8 +68,8 @@ class Summary:
             lines.append(f"counting would do  unigram {self.unigram:.4f}{bigram}")
         if self.accuracy is not None:
             lines.append(f"exactly right      {self.accuracy:.2%} of unseen problems")
-        lines.append(f"training           {self.seconds:,.0f} s, {self.tokens_per_second:,.0f} "
-                     f"tokens/s")  # fmt: skip
+        speed = f"{self.tokens_per_second:,.0f} tokens/s"
+        lines.append(f"training           {self.seconds:,.0f} s, {speed}")
         if self.utilisation is not None:
             lines.append(f"utilisation        {self.utilisation:.1%} of the device's peak")
         if self.peak_memory is not None:
@@ -95,14 +95,21 @@ def summarise(
         unigram, bigram = baselines(corpus.training, corpus.held_out, model.config.vocab_size)
         bits_per_byte = loss / math.log(2) / corpus.bytes_per_token
     speed = state.step * config.batch_size * source.width / max(state.seconds, 1e-9)
-    peak = peak_flops(device, config.precision)
+    utilisation, peak = None, peak_flops(device, config.precision)
+    if peak:
+        utilisation = speed * flops(model.config, source.width) / (peak * processes)
     return Summary(
-        step=state.best_step, loss=loss, unigram=unigram, bigram=bigram,
-        bits_per_byte=bits_per_byte, accuracy=accuracy(model) if accuracy else None,
-        tokens_per_second=speed, seconds=state.seconds, peak_memory=peak_memory(device),
-        utilisation=speed * flops(model.config, source.width) / (peak * processes)
-        if peak else None,
-    )  # fmt: skip
+        step=state.best_step,
+        loss=loss,
+        unigram=unigram,
+        bigram=bigram,
+        bits_per_byte=bits_per_byte,
+        accuracy=accuracy(model) if accuracy else None,
+        tokens_per_second=speed,
+        utilisation=utilisation,
+        seconds=state.seconds,
+        peak_memory=peak_memory(device),
+    )
 
 
 def baselines(
@@ -127,10 +134,7 @@ def flops(config: GPTConfig, width: int) -> float:
     Two for each weight of a product forward and four backward, and the same for attention's two
     products with `width` keys. Recomputed activations do not count: they are no progress.
     """
-    C, inner = config.n_embd, config.inner
-    qkv = C + 2 * config.kv_heads * config.head_dim
-    block = C * (qkv + C) + 2 * C * inner
-    return 6.0 * (config.n_layer * (block + 2 * C * width) + C * config.vocab_size)
+    return 6.0 * config.multiplications(1, width)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

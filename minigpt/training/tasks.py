@@ -181,20 +181,13 @@ class Task:
 
 def continue_greedily(model: GPT, tokens: Tensor, count: int, use_cache: bool = True) -> Tensor:
     """The likeliest next tokens of several texts of one length: (B, T) -> (B, count) on the CPU."""
-    import torch
-
+    from minigpt.generation.continuation import choose_likeliest
     from minigpt.support.modes import evaluating
 
-    tokens = tokens.to(model.device)
     length = tokens.shape[1] + count - 1  # the last token is not read again
     cache = model.new_cache(len(tokens), length) if use_cache else None
-    text = pending = tokens
-    with evaluating(model), torch.inference_mode():
-        for _ in range(count):
-            new = model.next_logits(pending, cache=cache).argmax(dim=-1, keepdim=True)  # (B, 1)
-            text = torch.cat((text, new), dim=1)
-            pending = text if cache is None else new
-    return text[:, -count:].cpu()
+    with evaluating(model):
+        return choose_likeliest(model.next_logits, tokens.to(model.device), count, cache).cpu()
 
 
 def _addition(rng: random.Random) -> Problem:

@@ -163,7 +163,7 @@ class TestTheFile:
 
     def test_needs_a_cache_that_knows_its_model(self, prefilled, tmp_path):
         cache = prefilled()
-        cache.model = None
+        cache._origin = None
         with pytest.raises(MinigptError, match="does not know which model"):
             save_cache(cache, tmp_path / "cache")
         assert os.listdir(tmp_path) == []
@@ -185,15 +185,15 @@ class TestARefusal:
 
     def test_of_other_numerics(self, exact, path):
         exact.numerics = "fast"
-        assert "made with numerics exact and this model has fast" in refusal(path, exact)
+        assert "made with numerics exact, here it is fast" in refusal(path, exact)
 
     def test_of_another_dtype(self, exact, path):
         told = refusal(path, exact.bfloat16())
-        assert "made with dtype float32 and this model has bfloat16" in told
+        assert "made with dtype float32, here it is bfloat16" in told
 
     def test_of_another_device(self, exact, path):
         told = refusal(path, exact.to("meta"))
-        assert "made with device cpu and this model has meta" in told
+        assert "made with device cpu, here it is meta" in told
 
     def test_of_too_little_room(self, exact, path):
         assert "holds 20 positions and max_length is 19" in refusal(path, exact, max_length=19)

@@ -87,7 +87,7 @@ def test_the_bundled_model_is_found_from_anywhere(
 
     assert resolve("toy").samefile(Path(__file__).parents[2] / "weights" / "toy")
     assert GPT.from_pretrained("toy").config == GPTConfig.preset("toy")
-    assert Tokenizer.from_pretrained("toy").n_vocab == 1024
+    assert Tokenizer.from_pretrained("toy").n_vocab == GPTConfig.preset("toy").vocab_size
 
 
 def test_a_model_of_ones_own_goes_before_the_bundled_one(

@@ -12,7 +12,7 @@ from minigpt import GPT, GPTConfig, MinigptError, generate
 from minigpt.commands.cli import main
 from minigpt.commands.session import Session
 from minigpt.generation.sampling import Sampler
-from minigpt.tokenizer import train_bpe
+from minigpt.training.bpe import train_bpe
 from minigpt.training.stories import stories
 
 

@@ -129,7 +129,6 @@ def test_no_new_tokens_are_no_work(exact, prompts):
     [
         ({"prompts": []}, "no prompts were given"),
         ({"prompts": None}, "found a NoneType, needed a list"),
-        ({"prompts": [[1]], "heat": 1}, "'heat' is not a setting of generation"),
         ({"prompts": [1, 2]}, "needed a list of lists of token ids"),
         ({"prompts": [[1], [999]]}, "the prompt holds 999, needed"),
         ({"prompts": [[1]], "n": 0}, "n is 0, needed"),

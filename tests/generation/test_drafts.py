@@ -55,13 +55,13 @@ def test_the_text_and_every_bit_of_its_logits_are_those_of_plain_uncached_decodi
 
 def test_right_guesses_save_passes(exact, monkeypatch):
     plain = generate(exact, [1, 2], 33).tokens
-    passes, forward = [], type(exact)._hidden
+    passes, forward = [], type(exact)._logits
 
-    def counted(self, tokens, cache):
+    def counted(self, tokens, cache, wanted):
         passes.append(tokens.shape[1])
-        return forward(self, tokens, cache)
+        return forward(self, tokens, cache, wanted)
 
-    monkeypatch.setattr(type(exact), "_hidden", counted)
+    monkeypatch.setattr(type(exact), "_logits", counted)
     result = generate(exact, [1, 2], 33, draft=Fixed([1, 2, *plain]))
     assert passes == [2 + 15, 1 + 15, 1]
     assert (result.drafted, result.accepted) == (30, 30)

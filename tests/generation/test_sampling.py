@@ -1,9 +1,11 @@
 """Choosing a token: each function beside transformers' own, all of them together, then the draws,
-then log-probabilities, then what is refused."""
+then log-probabilities, then what is refused, then the functions that take the settings."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -19,7 +21,15 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from minigpt import MinigptError
+from minigpt import (
+    GPT,
+    GPTConfig,
+    MinigptError,
+    generate,
+    generate_batch,
+    stream,
+    stream_text,
+)
 from minigpt.generation.sampling import (
     Sampler,
     TokenLogProb,
@@ -36,6 +46,8 @@ from minigpt.generation.sampling import (
     penalize_repetition,
     scale_temperature,
 )
+from minigpt.study.tracing import trace
+from minigpt.tokenizer import byte_tokenizer
 
 HISTORY = [3, 7, 7, 7, 0, 999, 3]
 
@@ -469,3 +481,45 @@ def test_log_probabilities_of_what_is_not_there_are_refused(token, top_n, senten
 def test_log_probabilities_of_damaged_logits_are_refused():
     with pytest.raises(MinigptError, match="logits hold nan"):
         log_probabilities(torch.tensor([0.0, torch.nan]), 0)
+
+
+# --- the functions that take these settings ---
+
+EVERY_SETTING = {
+    "temperature": 0.9, "top_k": 7, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.5,
+    "presence_penalty": 0.25, "frequency_penalty": 0.5, "logit_bias": {3: 1.0},
+}  # fmt: skip
+CALLS = {
+    generate: lambda *given, **how: generate(*given, **how),
+    stream: lambda *given, **how: list(stream(*given, **how)),
+    generate_batch: lambda model, ids, **how: generate_batch(model, [ids], **how),
+    stream_text: lambda model, ids, **how: list(stream_text(model, byte_tokenizer(), ids, **how)),
+    trace: lambda model, ids, **how: trace(model, byte_tokenizer(), ids, rounds=1, **how),
+}
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_every_function_names_the_settings_of_a_sampler_and_no_others(function):
+    arguments = inspect.signature(function).parameters
+    settings = [f.name for f in fields(Sampler)]
+    first = list(arguments).index("temperature")
+    assert list(arguments)[first : first + len(settings)] == settings
+    assert [arguments[name].default for name in settings] == [f.default for f in fields(Sampler)]
+    assert [arguments[name].annotation for name in settings] == [f.type for f in fields(Sampler)]
+    assert all(a.kind is a.POSITIONAL_OR_KEYWORD for a in arguments.values())
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_every_setting_reaches_the_sampler(function, monkeypatch):
+    used = []
+    choose = Sampler.choose
+
+    def spy(self, *arguments):
+        used.append(self)
+        return choose(self, *arguments)
+
+    monkeypatch.setattr(Sampler, "choose", spy)
+    model = GPT(GPTConfig.preset("nano")).eval()
+    CALLS[function](model, [1, 2], max_new_tokens=1, **EVERY_SETTING)
+    assert used == [Sampler(**EVERY_SETTING)]
+    assert EVERY_SETTING.keys() == {f.name for f in fields(Sampler)}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minigpt import MinigptError, Tokenizer
 from minigpt.generation.stops import StopStrings
-from minigpt.tokenizer import StreamDecoder
+from minigpt.generation.text import StreamDecoder
 
 
 def shown(stops, pieces):

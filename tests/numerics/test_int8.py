@@ -100,7 +100,7 @@ def test_the_weights_take_a_quarter(int8_model):
     linear = int8_model.h[0].mlp.c_fc
     assert isinstance(linear, Int8Linear)
     assert not list(linear.parameters())
-    assert {name for name, _ in linear.named_buffers()} == {"scale", "bias"}
+    assert {name for name, _ in linear.named_buffers()} == {"scale", "bias", "seal"}
 
 
 def test_it_is_another_model_to_a_saved_cache(int8_model, toy, tmp_path):

@@ -106,6 +106,16 @@ class TestTheCaches:
         found = inspect("gpt2", memory=10**6).caches[0]
         assert (found.tokens_that_fit, found.sequences_that_fit) == (0, 0)
 
+    def test_are_told_what_the_weights_alone_take_where_they_do_not_fit(self):
+        *_, both = str(inspect("gpt2", memory=10**9)).splitlines()
+        assert both.endswith("leave 502,240,768 (float32) and 751,120,384 (bfloat16) for caches")
+        *_, one = str(inspect("gpt2-xl", memory=4 * 10**9)).splitlines()
+        assert "leave 884,777,600 (bfloat16) for caches; in float32 the weights alone" in one
+        *_, none = str(inspect("gpt2-xl", memory=2 * 10**9)).splitlines()
+        assert "the weights leave nothing for caches" in none
+        assert "in float32 the weights alone take 6,230,444,800 bytes" in none
+        assert "in bfloat16 the weights alone take 3,115,222,400 bytes" in none
+
 
 class TestTheSource:
     def test_may_be_a_preset_with_or_without_random_before_it(self):

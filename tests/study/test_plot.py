@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
 
 from minigpt import MinigptError, beam_search
-from minigpt.bench.measure import Row, Section, Table
 from minigpt.cache.kinds import KINDS
-from minigpt.commands.cli import main
 from minigpt.generation.beam import Beam
 from minigpt.generation.sampling import Sampler
-from minigpt.study import plot
+from minigpt.study.attention import read_head, read_heads
 from minigpt.study.plot import (
     attention_maps,
     beam_tree,
@@ -23,11 +19,11 @@ from minigpt.study.plot import (
     cache_heatmap,
     cells,
     draft_race,
-    head_state,
     memory_by_kind,
     next_token,
     speed_up,
 )
+from minigpt.study.style import AMOUNTS, SIGNED
 
 
 class TestGrowth:
@@ -113,61 +109,51 @@ class TestSpeedUp:
             speed_up(*measured)
 
 
-class TestOneHead:
+class TestHeatmap:
     @pytest.fixture
     def ids(self, text):
         return text(1, 30)[0].tolist()
 
-    def test_keys_and_values_are_those_of_the_cache(self, exact, ids):
-        cache = exact.new_cache()
-        exact(torch.tensor([ids]), cache=cache)
-        keys, values, _, positions = head_state(exact, ids, layer=1, head=2)
-        assert torch.equal(keys, cache.layer(1)[0][0, 2])
-        assert torch.equal(values, cache.layer(1)[1][0, 2])
-        assert positions == list(range(30))
+    def test_shows_keys_values_and_weights(self, exact, ids):
+        axes = cache_heatmap(exact, ids, layer=1, head=2).axes
+        assert [ax.get_title() for ax in axes[:3]] == ["keys", "values", "attention weights"]
+        for ax, numbers in zip(axes, read_head(exact, ids, 1, 2)[:3], strict=False):
+            drawn = torch.tensor(ax.images[0].get_array().filled(0.0))
+            assert torch.equal(drawn, numbers)
 
-    def test_attention_weights_are_those_that_made_the_heads_output(self, make_model, ids):
-        model = make_model(numerics="exact", n_kv_head=1, scale_attn_by_inverse_layer_idx=True)
-        seen = []
-        hook = model.h[1].attn.c_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-        for head in range(3):
-            _, values, weights, _ = head_state(model, ids, layer=1, head=head)
-            want = seen[-1][0].unflatten(-1, (3, 16))[:, head]
-            # Added up in another order than in attention: float32 rounds at about 1e-7.
-            assert torch.allclose(weights @ values, want, atol=1e-5)
-        hook.remove()
+    def test_gives_signed_numbers_a_map_around_zero(self, exact, ids):
+        keys, values, weights = (ax.images[0] for ax in cache_heatmap(exact, ids).axes[:3])
+        for image in (keys, values):
+            assert image.get_cmap().name == SIGNED
+            assert image.norm.vmin == -image.norm.vmax
+        assert weights.get_cmap().name == AMOUNTS
+        assert weights.norm.vmin == 0.0
 
-    def test_looks_at_nothing_that_comes_later(self, exact, ids):
-        weights = head_state(exact, ids)[2]
-        assert torch.equal(weights, weights.tril())
-        assert torch.allclose(weights.sum(-1), torch.ones(30))
+    def test_leaves_the_future_blank(self, exact, ids):
+        drawn = cache_heatmap(exact, ids).axes[2].images[0].get_array()
+        assert torch.equal(torch.tensor(drawn.mask), torch.ones(30, 30).triu(1).bool())
 
-    def test_of_a_lossy_cache_is_what_is_left(self, exact, ids):
+    def test_of_a_lossy_cache_names_what_is_left(self, exact, ids):
         cache = exact.new_cache(kind="window", window=8, sinks=2)
         exact(torch.tensor([ids]), cache=cache)
-        keys, _, weights, positions = head_state(cache, head=1)
-        assert positions == [0, 1, *range(22, 30)]
-        assert torch.equal(keys, cache.layer(0)[0][0, 1])
-        assert weights.shape == (30, 10)
-        assert torch.allclose(weights.sum(-1), torch.ones(30))
+        left, _, right = cache_heatmap(cache).axes[:3]
+        held = [str(position) for position in [0, 1, *range(22, 30)]]
+        assert [label.get_text() for label in left.get_yticklabels()] == held
+        assert [label.get_text() for label in right.get_xticklabels()] == held
+        future = torch.tensor([int(name) for name in held]) > torch.arange(30)[:, None]
+        assert torch.equal(torch.tensor(right.images[0].get_array().mask), future)
 
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
-            ({"layer": 2}, "layer is 2, needed 0 to 1"),
-            ({"head": -1}, "head is -1, needed 0 to 2"),
+            ({"layer": 2}, "layer is 2, needed a whole number from 0 to 1"),
+            ({"head": -1}, "head is -1, needed a whole number from 0 to 2"),
             ({"labels": ["a"]}, "1 labels were given for 30 tokens"),
         ],
     )
-    def test_must_be_there(self, exact, ids, changes, sentence):
+    def test_needs_what_is_there(self, exact, ids, changes, sentence):
         with pytest.raises(MinigptError, match=sentence):
             cache_heatmap(exact, ids, **changes)
-
-    def test_of_a_cache_that_does_not_know_its_tokens_cannot_be_shown(self, exact):
-        cache = exact.new_cache()
-        cache._tokens = None
-        with pytest.raises(MinigptError, match="does not know its model or tokens"):
-            cache_heatmap(cache)
 
 
 class TestAttentionMaps:
@@ -177,12 +163,12 @@ class TestAttentionMaps:
 
     def test_show_the_weights_of_every_head_of_the_layer(self, exact, ids):
         panels = attention_maps(exact, ids, layer=1).axes[:3]
+        (heads,) = read_heads(exact, ids, [1])
         for head, axes in enumerate(panels):
             assert axes.get_title() == f"head {head}"
             drawn = axes.images[0].get_array().filled(0.0)
-            weights = head_state(exact, ids, 1, head)[2]
             # Drawn as square roots, which rounds once; squaring them rounds again.
-            assert drawn**2 == pytest.approx(weights.numpy(), abs=1e-6)
+            assert drawn**2 == pytest.approx(heads.weights[head].numpy(), abs=1e-6)
 
     def test_leave_the_future_empty(self, exact, ids):
         drawn = attention_maps(exact, ids).axes[0].images[0].get_array()
@@ -202,7 +188,7 @@ class TestAttentionMaps:
             attention_maps(exact, [3, 1], labels=["a"])
 
     def test_need_a_layer_that_is_there(self, exact):
-        with pytest.raises(MinigptError, match="layer is 2, needed 0 to 1"):
+        with pytest.raises(MinigptError, match="layer is 2, needed a whole number from 0 to 1"):
             attention_maps(exact, [3, 1], layer=2)
 
 
@@ -300,49 +286,23 @@ def _beam(*tokens: int) -> Beam:
     return Beam(list(tokens), -1.0, -1.0, "length")
 
 
-class TestTheFile:
-    @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
-    def test_is_a_picture_of_the_kind_that_its_name_says(self, exact, tmp_path, suffix, start):
-        path = tmp_path / f"heat.{suffix}"
-        cache_heatmap(exact, [3, 1, 4], path=path, labels=["a", "b", "<c>"])
-        assert path.read_bytes().startswith(start)
+class TestWords:
+    """Every picture says in words what it shows."""
 
-    def test_has_one_of_two_suffixes(self, tmp_path):
-        with pytest.raises(MinigptError, match=r"does not end in \.png or \.svg"):
-            cache_growth(tmp_path / "growth.pdf")
+    def test_have_the_numbers(self):
+        alt = speed_up([10, 100], [0.1, 1.0], [0.2, 4.0]).alt
+        assert "100 tokens, 1 s with the cache, 4 s without, 4.0 ×" in alt
 
-    def test_needs_a_place(self, tmp_path):
-        with pytest.raises(MinigptError, match="could not be written to .*nowhere"):
-            memory_by_kind(tmp_path / "nowhere" / "kinds.png")
+    def test_have_what_is_looked_at_most(self, exact):
+        weights = read_head(exact, [3, 1, 4])[2].mean(0)
+        alt = attention_maps(exact, [3, 1, 4], labels=["a", "b", "c"]).alt
+        assert f"head 0: the key looked at most is {'abc'[weights.argmax()]!r}" in alt
 
-    def test_needs_matplotlib(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(MinigptError, match=r"pip install minigpt\[plots\]"):
-            cache_growth()
-
-
-class TestMeasured:
-    """Drawn from a table, whose bars must be its medians."""
-
-    def table(self) -> Table:
-        rows = [
-            Row("batch 1      limit", [2.0, 1.0, 3.0], "ms"),
-            Row("batch 1      minigpt fast", [4.0, 9.0, 5.0], "ms"),
-            Row("batch 1      transformers", [8.0, 6.0, 7.0], "ms"),
-        ]
-        alone = Section("limits", "one row", rows[:1])
-        return Table({}, 3, [Section("decode", "time of a step", rows), alone])
-
-    def test_bars_are_medians_and_a_single_row_is_no_comparison(self):
-        (axes,) = plot.measured(self.table()).axes
-        assert [bar.get_width() for bar in axes.patches] == [2.0, 5.0, 7.0]
-        assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 3], [4, 9], [6, 8]]
-        assert axes.get_xlabel() == "ms"
-
-    def test_nothing_to_compare_is_refused(self):
-        with pytest.raises(MinigptError, match="nothing was measured that could be compared"):
-            plot.measured(Table({}, 3, self.table().sections[1:]))
-
-    def test_a_wrong_suffix_is_refused_before_measuring(self, capsys):
-        assert main(["bench", "--model", "random:nano", "--plot", "bench.pdf"]) == 2
-        assert "needed one of them for a picture" in capsys.readouterr().err
+    def test_are_in_every_picture(self, exact):
+        pictures = [
+            cache_growth(), memory_by_kind(), cache_heatmap(exact, [3, 1]),
+            next_token({"plain": torch.tensor([0.25, 0.75])}, str),
+            beam_tree([[_beam(1)]], str), draft_race({"draft": [(2, 1)]}),
+            cells(torch.tensor([[1.0]]), "nats", ("layer", "head"), (["0"], ["0"])),
+        ]  # fmt: skip
+        assert all(picture.alt.endswith(".") for picture in pictures)

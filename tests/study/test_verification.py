@@ -10,7 +10,7 @@ import torch
 from minigpt import MinigptError, verify
 from minigpt.numerics.base import set_ops
 from minigpt.numerics.exact import ExactOps
-from minigpt.study.verification import FARTHEST, Check, ulp_distance
+from minigpt.study.ways import FARTHEST, Check, ulp_distance
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

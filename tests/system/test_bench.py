@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.bench import entrants as bench_peers
-from minigpt.bench import sections as bench
+from minigpt.bench import contest, entrants, machine
+from minigpt.bench.contest import Contest
+from minigpt.bench.measure import interleave, ratios
+from minigpt.bench.sections import SECTIONS, choose_sections, measure_sections
 from minigpt.commands.cli import main
 
 
@@ -43,7 +45,7 @@ def by_name(table: dict) -> dict[str, dict]:
 def test_interleave_alternates_and_counts():
     order: list[str] = []
     contenders = {name: lambda name=name: lambda: order.append(name) for name in "AB"}
-    samples = bench.interleave(contenders, rounds=3)
+    samples = interleave(contenders, rounds=3)
     assert order == ["A", "B"] * 4  # a warm-up, then three rounds
     assert {name: len(seconds) for name, seconds in samples.items()} == {"A": 3, "B": 3}
 
@@ -53,16 +55,16 @@ def test_interleave_does_not_time_the_preparation():
         time.sleep(0.05)
         return lambda: None
 
-    assert max(bench.interleave({"A": prepare}, rounds=1)["A"]) < 0.05
+    assert max(interleave({"A": prepare}, rounds=1)["A"]) < 0.05
 
 
 def test_ratios_are_taken_within_each_turn():
-    assert bench.ratios([2.0, 30.0], [1.0, 10.0]) == [2.0, 3.0]  # a slow second turn cancels
+    assert ratios([2.0, 30.0], [1.0, 10.0]) == [2.0, 3.0]  # a slow second turn cancels
 
 
 def test_every_section_measures_something(table):
     found = table()
-    assert [section["name"] for section in found["sections"]] == list(bench.SECTIONS)
+    assert [section["name"] for section in found["sections"]] == list(SECTIONS)
     for name, row in by_name(found).items():
         assert row["samples"], name
         if not name.endswith(("extra", "memory to load", "in memory")):  # differences
@@ -76,12 +78,14 @@ def test_the_three_agree_on_what_they_compute(table):
 
 def test_tokens_that_differ_are_reported(tmp_path, monkeypatch):
     GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
-    wrong = replace(bench.minigpt_entrant(GPT.from_pretrained(tmp_path), "fast"), name="wrong")
+    wrong = replace(entrants.minigpt_entrant(GPT.from_pretrained(tmp_path), "fast"), name="wrong")
     wrong.next_logits = lambda tokens, cache: torch.zeros(len(tokens), 256)
-    right = bench.entrants
+    right = contest.load_entrants
 
-    monkeypatch.setattr(bench, "entrants", lambda *source: [*right(*source)[:2], wrong])
-    found = bench.Bench(GPT.from_pretrained(tmp_path), tmp_path, quick=True).measure(["decode"])
+    monkeypatch.setattr(contest, "load_entrants", lambda *source: [*right(*source)[:2], wrong])
+    found = measure_sections(
+        Contest(GPT.from_pretrained(tmp_path), tmp_path, quick=True), ["decode"]
+    )
     assert "OTHERS from wrong" in str(found)
 
 
@@ -96,11 +100,11 @@ def test_cost_of_exact_is_the_ratio_of_paired_samples(table):
 def test_everyone_decodes_what_transformers_decodes(tmp_path):
     """Also the programs that are timed through an interface of their own."""
     GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
-    rivals = bench_peers.entrants(GPT.from_pretrained(tmp_path), tmp_path)
+    rivals = entrants.load_entrants(GPT.from_pretrained(tmp_path), tmp_path)
     tokens = torch.randint(256, (2, 30), generator=torch.Generator().manual_seed(0))
     found = {rival.name: (rival.prefill(tokens)(), rival.decode(tokens, 5)()) for rival in rivals}
     assert "transformers static" in found
-    assert ("CTranslate2" in found) == bool(bench.installed("ctranslate2"))
+    assert ("CTranslate2" in found) == bool(entrants.installed("ctranslate2"))
     for name, (first, rest) in found.items():
         assert (first, rest) == found["transformers"], name
         assert [len(row) for row in rest] == [5, 5]
@@ -110,7 +114,7 @@ def test_steps_are_timed_without_the_prefill(tmp_path):
     """What is timed takes up one token after another, from where the prompt was prefilled."""
     GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
     model = GPT.from_pretrained(tmp_path)
-    entrant, seen = bench_peers.minigpt_entrant(model, "fast"), []
+    entrant, seen = entrants.minigpt_entrant(model, "fast"), []
     entrant.next_logits = lambda tokens, cache: (
         seen.append(tokens.shape[1]) or model.next_logits(tokens, cache)
     )
@@ -134,8 +138,8 @@ def test_more_rounds_are_more_samples(table):
 
 
 def test_without_transformers_it_says_how_to_install_it(table, monkeypatch):
-    known = bench.installed
-    for module in (bench, bench_peers):
+    known = entrants.installed
+    for module in (machine, entrants):
         monkeypatch.setattr(
             module, "installed", lambda n: None if n == "transformers" else known(n)
         )
@@ -146,7 +150,9 @@ def test_without_transformers_it_says_how_to_install_it(table, monkeypatch):
 
 def test_grouped_heads_are_measured_without_transformers(tmp_path):
     GPT(GPTConfig.preset("nano", n_kv_head=1)).save_pretrained(tmp_path)
-    found = bench.Bench(GPT.from_pretrained(tmp_path), tmp_path, quick=True).measure(["prefill"])
+    found = measure_sections(
+        Contest(GPT.from_pretrained(tmp_path), tmp_path, quick=True), ["prefill"]
+    )
     assert "no grouped heads" in str(found)
 
 
@@ -165,7 +171,7 @@ def test_the_text_fits_a_terminal(capsys):
 
 def test_an_unknown_section_is_refused():
     with pytest.raises(MinigptError, match="no section 'decoding'.*needed some of decode, prefill"):
-        bench.choose("decoding")
+        choose_sections("decoding")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt.bench.train_section import plain_loop, step_times, train_section
+from minigpt.bench.contest import Contest
+from minigpt.bench.train_section import measure_train, plain_loop, step_times
 from minigpt.training.data import Corpus, byte_tokenizer
 from minigpt.training.recipes import preset
 from minigpt.training.sources import Text, starting_model
@@ -27,13 +28,14 @@ def test_our_loop_is_measured_alone_without_transformers(monkeypatch):
     assert list(step_times(TINY, 2)) == ["minigpt"]
 
 
-def test_the_section_states_the_goal_beside_the_ratio(monkeypatch):
+def test_the_section_has_the_ratio_of_both_beside_their_times(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "minigpt.bench.train_section.step_times", lambda *_: {"a": [2.0], "b": [4.0]}
     )
-    text = str(train_section(1, quick=True))
-    assert "laptop, bfloat16: of its time" in text
-    assert "0.70" in text
+    rows = {r.name: r for r in measure_train(Contest(make_model(), tmp_path, quick=True)).rows}
+    assert len(rows) == 2 * 2 * 3  # recipes, precisions; two times and their ratio
+    assert rows["laptop, bfloat16: a"].samples == [2000.0]
+    assert rows["laptop, bfloat16: of its time"].samples == [0.5]
 
 
 def test_the_reference_has_our_number_of_parameters(monkeypatch):

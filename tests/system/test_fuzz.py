@@ -35,12 +35,13 @@ from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.generation.text import stream_text
 from minigpt.study.cost import inspect
-from minigpt.tokenizer import CharTokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer
+from minigpt.training.bpe import train_bpe
 from minigpt.training.loop import CHECKPOINTS, Run, train
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Problems, starting_model
-from minigpt.training.state import newest
+from minigpt.training.state import newest_checkpoint
 from minigpt.training.stories import stories
 from minigpt.training.tasks import TASKS
 
@@ -154,7 +155,7 @@ def use_run(directory: Path) -> None:
     model = starting_model(RUN, source)
     run = Run(model, source, RUN, directory, Processes(torch.device("cpu")), resume=True)
     run.step()
-    use_model(newest(directory / CHECKPOINTS) or directory)
+    use_model(newest_checkpoint(directory / CHECKPOINTS) or directory)
 
 
 SUBJECTS: dict[str, tuple[Callable[[Path], None], tuple[Callable[[Path], None], ...], int]] = {

@@ -132,9 +132,11 @@ def save_run(directory: Path, version: int) -> None:
 
 
 def run_there(directory: Path) -> int:
-    last = training.newest(directory / CHECKPOINTS)
+    last = training.newest_checkpoint(directory / CHECKPOINTS)
     if last is not None:
-        state = training.load(last, TrainConfig(**{**vars(RECIPE), "schedule": "constant"}))[0]
+        state = training.load_checkpoint(
+            last, TrainConfig(**{**vars(RECIPE), "schedule": "constant"})
+        ).state
         assert f"step-{state.step:08d}" == last.name
     if (directory / "model.safetensors").exists():
         GPT.from_pretrained(directory)

@@ -1,11 +1,8 @@
-"""The page of a trace in a real browser: it shows the trace's numbers, to everyone, from a file."""
+"""The page of a recording in a real browser: it shows the trace's numbers, to everyone."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,42 +10,11 @@ import torch
 
 from minigpt import GPT, Tokenizer
 from minigpt.study.tracing import trace, write_html
+from tests.browser import DOWN, END, ENTER, HOME, LEFT, RIGHT, Page
 from tests.helpers import TOY
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 PROMPT = "</script><b id='evil'>\"Hé\" 🦊 & co"
 STEPS = 5
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    """A headless Chromium with a profile of its own."""
-    missing = []
-    try:
-        from selenium import webdriver
-    except ImportError:
-        missing.append("selenium")
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    missing += [] if binary else ["chromium"]
-    missing += [] if chromedriver else ["chromedriver"]
-    if missing:
-        reason = f"{' and '.join(missing)} not found, needed to open the page"
-        if os.environ.get("MINIGPT_REQUIRE_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=chromedriver)
-    chromium = webdriver.Chrome(options=options, service=service)
-    yield chromium
-    chromium.quit()
 
 
 @pytest.fixture(scope="module")
@@ -74,58 +40,6 @@ def path(traced, tmp_path_factory):
     return path
 
 
-class Page:
-    """The page as one looks at it and touches it."""
-
-    def __init__(self, driver, path):
-        self.driver, self.path = driver, path
-
-    def open(self, width=1280, **features):
-        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        wanted = {"prefers-color-scheme": "light", "prefers-reduced-motion": "no-preference"}
-        wanted |= {name.replace("_", "-"): value for name, value in features.items()}
-        media = [{"name": name, "value": value} for name, value in wanted.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-        self.driver.get(self.path.as_uri())
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def text(self, selector):
-        return self.all(selector)[0].text
-
-    def style(self, selector, name):
-        return self.all(selector)[0].value_of_css_property(name)
-
-    def table(self, selector):
-        """The body's rows, each a list of the cells' text (of hidden ones too)."""
-        rows = f"[...document.querySelector('{selector}').tBodies[0].rows]"
-        return self.driver.execute_script(
-            f"return {rows}.map((row) => [...row.cells].map((cell) => cell.textContent))"
-        )
-
-    def press(self, *keys):
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def click(self, name):
-        self.driver.execute_script("arguments[0].click()", self.all(f"#{name}")[0])
-
-    def choose(self, name, value):
-        from selenium.webdriver.support.ui import Select
-
-        Select(self.all(f"#{name}")[0]).select_by_value(str(value))
-
-    def pixels(self, name):
-        return self.driver.execute_script(f"return document.getElementById('{name}').toDataURL()")
-
-    @property
-    def step(self):
-        return int(self.text("#count").split()[1])
-
-
 @pytest.fixture
 def page(driver, path):
     page = Page(driver, path)
@@ -134,188 +48,192 @@ def page(driver, path):
 
 
 def test_it_opens_without_a_complaint_and_fetches_nothing(page):
-    for kind in ("browser", "performance"):
-        page.driver.get_log(kind)  # of earlier tests
+    page.complaints(), page.requests()  # of earlier tests
     page.open()
-    page.press("\ue010", "\ue011")  # End, Home
+    page.press(END, HOME)
     assert page.step == 1
-    assert page.driver.get_log("browser") == []
-    events = [
-        json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")
-    ]
-    asked = {
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    }
+    assert page.complaints() == []
+    asked = page.requests()
     assert page.path.as_uri() in asked
-    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "about"}
 
 
 def test_a_text_is_text_and_never_markup(page):
-    page.press("\ue010")
-    shown = page.driver.execute_script("return document.getElementById('text').textContent")
+    page.press(END)
+    shown = page.js("return document.getElementById('text').textContent")
     assert shown.startswith(PROMPT)
     assert page.all("#evil") == []
-    assert len(page.all("script")) == 2
+    assert len(page.all("script")) == 3
+
+
+def test_nothing_is_offered_that_only_a_live_page_can_do(page):
+    for control in page.all(".live, #likeliest button, #branches button"):
+        assert not control.is_displayed()
 
 
 class TestScrubbing:
     def test_by_keys(self, page):
         seen = [page.step]
-        for key in ("\ue014", "\ue014", "\ue012", "\ue010", "\ue014", "\ue011", "\ue012"):
+        for key in (RIGHT, RIGHT, LEFT, END, RIGHT, HOME, LEFT):
             page.press(key)
             seen.append(page.step)
-        # Right, right, left, End, right, Home, left: the ends hold
-        assert seen == [1, 2, 3, 2, STEPS, STEPS, 1, 1]
+        assert seen == [1, 2, 3, 2, STEPS, STEPS, 1, 1]  # the ends hold
 
     def test_by_buttons(self, page):
         seen = []
-        for name in ("forward", "forward", "back", "last", "first"):
-            page.click(name)
+        for name in ("forward", "forward", "back"):
+            page.click(f"#{name}")
             seen.append(page.step)
-        assert seen == [2, 3, 2, STEPS, 1]
-        assert not page.all("#back")[0].is_enabled()
-        assert page.all("#forward")[0].is_enabled()
+        assert seen == [2, 3, 2]
+        page.click("#back")
+        assert not page.one("#back").is_enabled()
+        page.press(END)
+        assert not page.one("#forward").is_enabled()
+        assert not page.one("#play").is_enabled()
 
     def test_by_the_slider(self, page):
-        page.all("#slider")[0].send_keys("\ue014\ue014")
+        page.one("#slider").send_keys(RIGHT + RIGHT)
         assert page.step == 3
-        assert page.all("#slider")[0].get_attribute("aria-valuetext") == f"3 of {STEPS}"
+        assert page.one("#slider").get_attribute("aria-valuetext") == f"Step 3 of {STEPS}"
+
+    def test_by_itself_to_the_end(self, page):
+        page.click("#play")
+        assert page.text("#play") == "Pause"
+        page.wait(f"source.frames.length === {STEPS}")
+        assert page.text("#play") == "Play"
+        assert "The recording ends here." in page.text("#count")
 
     def test_leaves_the_arrow_keys_to_a_list(self, page):
-        page.all("#layer")[0].send_keys("\ue015")  # down
+        page.one("#layer").send_keys(DOWN)
         assert page.step == 1
-        page.all("#layer")[0].send_keys("\ue014")
+        page.one("#layer").send_keys(RIGHT)
         assert page.step == 1
+
+    def test_is_in_the_address(self, page):
+        page.press(RIGHT, RIGHT)
+        page.choose("#head", 2)
+        page.open(page.driver.current_url.removeprefix(page.path.as_uri()))
+        assert page.step == 3
+        assert page.js("return [view.layer, view.head]") == [0, 2]
 
 
 class TestNumbers:
     def test_are_those_of_every_step(self, page, traced):
-        done = [0, 0]
         for number, step in enumerate(traced.steps, 1):
             assert page.step == number
-            rows = page.table("#step-work")
-            assert [row[1:] for row in rows[:2]] == [
-                [str(step.cached.positions), str(step.uncached.positions)],
-                [f"{step.cached.keys:,}", f"{step.uncached.keys:,}"],
-            ]
-            took = [1000 * step.cached.seconds, 1000 * step.uncached.seconds]
-            assert [float(cell.replace(",", "")) for cell in rows[3][1:]] == pytest.approx(
-                took, rel=0.02
-            )
-            done = [done[0] + step.cached.positions, done[1] + step.uncached.positions]
-            assert page.table("#total-work")[0][1:] == [str(count) for count in done]
-            held = step.length * traced.bytes_per_token
-            assert f"{held:,} bytes in use of {traced.cache_bytes:,}" in page.text("#held")
-            page.click("forward")
+            for grid, work in (("with", step.cached), ("without", step.uncached)):
+                written = page.text(f"#{grid}-work")
+                positions = "1 position " if work.positions == 1 else f"{work.positions} positions "
+                assert positions in written
+                assert written.startswith(f"{work.multiplications / 1e6:.3g} million")
+            fresh, kept = step.cached.positions, step.length - step.cached.positions
+            told = f"{fresh} position{'s' * (fresh > 1)} computed now"
+            if kept:
+                told = f"{kept} positions read from the cache, {told}"
+            assert page.label("#with-grid") == f"In each of {traced.config.n_layer} layers: {told}."
+            page.click("#forward")
 
-    def test_show_the_multiplications_in_three_digits(self, page, traced):
-        page.click("last")
-        shown = page.table("#step-work")[2][1:]
-        work = traced.steps[-1]
-        for cell, count in zip(shown, (work.cached, work.uncached), strict=True):
-            assert cell == f"{count.multiplications / 1e6:.3g} M"
+    def test_are_drawn_as_cells(self, page, traced):
+        assert page.cells("with", "now") == page.cells("without", "now") > 100
+        page.press(RIGHT)
+        assert page.cells("with", "now") == page.cells("without", "now") == traced.config.n_layer
+        assert page.cells("with", "kept") == page.cells("without", "again") > 100
+
+    def test_of_all_steps_are_in_a_table(self, page, traced):
+        page.click("#all-steps summary")
+        page.press(END)
+        for measure in ("positions", "keys"):
+            page.choose("#measure", measure)
+            assert [row[2:4] for row in page.table("#step-table")] == [
+                [str(getattr(step.cached, measure)), f"{getattr(step.uncached, measure):,}"]
+                for step in traced.steps
+            ]
+        page.choose("#measure", "seconds")
+        for row, step in zip(page.table("#step-table"), traced.steps, strict=True):
+            took = [1000 * step.cached.seconds, 1000 * step.uncached.seconds]
+            shown = [float(cell.replace(",", "")) for cell in row[2:4]]
+            assert shown == pytest.approx(took, rel=0.02)
 
     def test_show_the_likeliest_tokens_and_the_chosen_one(self, page, traced):
-        rows = page.table("#likeliest")
         chosen = traced.steps[0].chosen
+        rows = [item.text.split("\n") for item in page.all("#likeliest li")]
         assert len(rows) == len(chosen.top)
         for (name, shown), (token, log) in zip(rows, chosen.top, strict=True):
-            assert name.startswith(f"“{traced.labels[token]}”")
-            assert ("chosen" in name) == (token == chosen.token)
-            if math.exp(log) > 1e-5:
-                assert float(shown[:-2]) == pytest.approx(100 * math.exp(log), rel=0.05)
+            assert name == f"“{traced.labels[token]}”"
+            assert ("✓" in shown) == (token == chosen.token)
+            if 1e-5 < math.exp(log) < 0.999:
+                assert float(shown.split()[0]) == pytest.approx(100 * math.exp(log), rel=0.05)
 
     def test_say_whether_logits_are_equal(self, page):
-        assert page.text("#answer") == "yes, bit for bit"
-        page.press("\ue014", "\ue014")
-        assert page.text("#answer") == "no, by up to 0.0000031"
-        assert "Equal so far: 2 of 3" in page.text("#equal")
-        assert "logits differ" in page.text("#summary")
-
-    def test_show_the_cache_by_layer(self, page, traced):
-        page.press("\ue014")
-        kept = str(traced.steps[0].length)
-        assert [row[:3] for row in page.table("#layers")] == [
-            [str(layer), kept, "1"] for layer in range(5)
-        ]
+        assert "equal, bit for bit" in page.text("#answer")
+        page.press(RIGHT, RIGHT)
+        assert "The logits differ, by up to 0.0000031" in page.text("#answer")
+        assert [len(page.all(f"#steps .{kind}")) for kind in ("equal", "differ")] == [2, 1]
 
 
-class TestAttention:
-    def test_is_that_of_the_layer_and_head_chosen(self, page, traced):
-        page.all("#all-weights summary")[0].send_keys("\ue007")  # Enter
-        for layer, head in ((3, 1), (4, 4), (0, 0)):
-            page.choose("layer", layer)
-            page.choose("head", head)
+class TestACloserLook:
+    def test_weights_are_those_of_the_head(self, page, traced):
+        page.click("#all-weights summary")
+        for layer, head in ((3, 1), (4, 2), (0, 0)):
+            page.choose("#layer", layer)
+            page.choose("#head", head)
             length = traced.steps[0].length
             want = traced.attention[layer, head, length - 1, :length]
             shown = [float(row[2]) for row in page.table("#weights")]
             assert shown == pytest.approx(want.tolist(), abs=6e-4)
 
-    @pytest.mark.parametrize("drawing", ["strip", "map"])
-    def test_is_drawn_for_the_head_chosen(self, page, drawing):
-        before = page.pixels(drawing)
-        page.choose("head", 2)
-        assert page.pixels(drawing) != before
+    def test_keys_and_values_are_the_caches(self, page, traced):
+        page.one("#numbers summary").send_keys(ENTER)
+        page.choose("#layer", 2)
+        page.choose("#head", 1)
+        page.click("#token-3")
+        rows = [[float(cell.replace("−", "-")) for cell in row] for row in page.table("#vector")]
+        for column, numbers in ((1, traced.inside.keys), (2, traced.inside.values)):
+            want = numbers[2, 1, 3].tolist()
+            assert [row[column] for row in rows] == pytest.approx(want, rel=1e-3, abs=1e-3)  # half
 
-    def test_shades_the_text(self, page, traced):
-        row = traced.attention[0, 0, traced.steps[0].length - 1]
-        most, least = int(row[: traced.prompt].argmax()), int(row[: traced.prompt].argmin())
-        shades = [span.get_attribute("style") for span in page.all("#text span")]
-        assert "color-mix" in shades[most]
-        assert shades[most] != shades[least]
+    def test_norms_and_lens_are_the_positions(self, page, traced):
+        page.click("#token-2")
+        shown = [[float(cell) for cell in row] for row in page.table("#norms")]
+        for layer, row in enumerate(shown):
+            assert row[1:] == pytest.approx(traced.inside.norms[layer, 2].tolist(), abs=0.006)
+        for row, said in zip(page.table("#lens"), traced.inside.lens, strict=True):
+            for cell, (token, _) in zip(row[1:], said[2], strict=True):
+                assert cell.startswith(f"“{traced.labels[token]}”".replace("\n", "↵"))
+
+    def test_without_numbers_says_so(self, driver, traced, tmp_path):
+        inside = replace(traced.inside, keys=None, values=None)
+        write_html(replace(traced, inside=inside), tmp_path / "trace.html")
+        page = Page(driver, tmp_path / "trace.html")
+        page.open()
+        assert "too large to keep the numbers" in page.text("#held")
+        assert not page.one("#strips").is_displayed()
+
+    def test_of_a_deep_model_shows_the_heads_of_one_layer(self, driver, make_model, tmp_path):
+        from minigpt.tokenizer import byte_tokenizer
+
+        model = make_model(vocab_size=257, n_layer=12, n_head=12)
+        write_html(trace(model, byte_tokenizer(), "Hello", 3, rounds=1), tmp_path / "trace.html")
+        page = Page(driver, tmp_path / "trace.html")
+        page.open()
+        page.choose("#layer", 7)
+        assert len(page.all(".thumb")) == 12
+        assert page.one(".thumb").get_attribute("aria-label") == "layer 7, head 0"
 
 
-@pytest.mark.parametrize("drawing", ["cells", "chart"])
-def test_the_other_drawings_follow_the_step(page, drawing):
-    before = page.pixels(drawing)
-    page.press("\ue014")
-    assert page.pixels(drawing) != before
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read_and_has_a_name(page, scheme):
+    page.open("#step=3", prefers_color_scheme=scheme)
+    for details in page.all("summary"):
+        details.send_keys(ENTER)
+    assert page.low_contrast() == []
+    assert page.nameless() == []
 
 
-class TestEveryone:
-    @pytest.mark.parametrize("width", [320, 390])
-    def test_on_a_phone_nothing_is_wider_than_the_screen(self, page, width):
-        page.open(width)
-        for key in ("\ue011", "\ue010"):
-            page.press(key)
-            wide = page.driver.execute_script("return document.documentElement.scrollWidth")
-            assert wide <= width
-
-    def test_on_a_phone_everything_is_large_enough_to_touch(self, page):
-        page.open(390)
-        controls = page.all("button, select, input, summary")
-        assert len(controls) == 11
-        for control in controls:
-            assert min(control.rect["height"], control.rect["width"]) >= 44, control.tag_name
-
-    def test_in_the_dark_page_and_drawings_are_dark(self, page):
-        def look():
-            return (
-                page.style("html", "background-color"),
-                page.style("html", "color"),
-                page.pixels("map"),
-            )
-
-        light = look()
-        page.open(prefers_color_scheme="dark")
-        assert all(a != b for a, b in zip(light, look(), strict=True))
-
-    def test_motion_is_reduced_where_asked(self, page):
-        assert page.style(".bar i", "transition-duration") == "0.15s"
-        page.open(prefers_reduced_motion="reduce")
-        assert page.style(".bar i", "transition-duration") == "0s"
-
-    def test_a_screen_reader_is_told_the_step_in_words(self, page, traced):
-        summary = page.all("#summary")[0]
-        assert summary.get_attribute("aria-live") == "polite"
-        assert f"prompt’s {traced.prompt} tokens" in summary.text
-        page.press("\ue014")
-        assert f"Only position {traced.prompt}" in summary.text
-
-    def test_everything_has_a_name_and_a_place(self, page):
-        for thing in page.all("button, select, input, canvas, section, nav"):
-            assert thing.accessible_name, thing.get_attribute("outerHTML")[:80]
-        roles = {thing.aria_role for thing in page.all("header, main, nav, footer")}
-        assert roles >= {"banner", "main", "navigation", "contentinfo"}
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_nothing_is_wider_than_the_screen(page, width):
+    page.open(width=width, height=844)
+    for key in (HOME, END):
+        page.press(key)
+        assert page.js("return document.documentElement.scrollWidth") <= width
+    assert page.small_controls() == []

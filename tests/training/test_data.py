@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import CharTokenizer, byte_tokenizer, train_bpe
+from minigpt.tokenizer import CharTokenizer, byte_tokenizer
 from minigpt.training import data
-from minigpt.training.data import IGNORED, Corpus, documents, draws, prepare, windows
+from minigpt.training.bpe import train_bpe
+from minigpt.training.data import IGNORED, Corpus, draws, prepare, windows
+from minigpt.training.documents import STORIES_SEED, read_documents
 from minigpt.training.stories import stories
 
 EOT = 256  # of the byte tokenizer
@@ -107,13 +109,13 @@ def test_pieces_have_the_tokens_of_the_whole_text(tmp_path_factory, text, piece)
     path = tmp_path_factory.mktemp("pieces") / "text.txt"
     path.write_bytes(text.encode())
     tokenizer = train_bpe(["!\x1c a'b \n\n ab  ab 11 \t\n \n"] * 9, 290)
-    pieces = [p for document in documents(path, piece) for p in document]
+    pieces = [p for document in read_documents(path, piece) for p in document]
     assert [i for p in pieces for i in tokenizer.encode(p)] == tokenizer.encode(text)
 
 
 def test_a_text_without_a_white_space_is_read_in_pieces_all_the_same(make_file):
     path = make_file("long.txt", "é" * 3_000_000)
-    (document,) = documents(path)
+    (document,) = read_documents(path)
     lengths = [len(piece) for piece in document]
     assert sum(lengths) == 3_000_000
     assert max(lengths) < 2_500_000
@@ -165,7 +167,7 @@ def test_a_single_document_is_cut_before_a_white_space(make_file, cache):
 def test_stories_are_a_source(cache):
     corpus = prepare("stories:20", "byte", cache)
     found = texts(corpus, corpus.training) + texts(corpus, corpus.held_out)
-    assert found == list(stories(data.STORIES_SEED, 20))
+    assert found == list(stories(STORIES_SEED, 20))
 
 
 # --- the cached copy ---
@@ -345,7 +347,7 @@ def test_a_source_that_is_nothing_is_an_error(tmp_path, cache):
 def test_bytes_that_are_no_utf8_are_named_by_their_place(make_file, bad, piece):
     path = make_file("latin.txt", "né h".encode() + bad)
     with pytest.raises(MinigptError, match=r"byte 5 of .+latin\.txt is no UTF-8"):
-        for document in documents(path, piece):
+        for document in read_documents(path, piece):
             list(document)
 
 

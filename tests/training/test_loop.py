@@ -314,7 +314,7 @@ class TestAnInterrupt:
         return tmp_path
 
     def test_saves_the_step_it_was_in(self, interrupted):
-        assert checkpoint.newest(interrupted / CHECKPOINTS).name == "step-00000011"
+        assert checkpoint.newest_checkpoint(interrupted / CHECKPOINTS).name == "step-00000011"
 
     def test_changes_nothing_once_the_run_is_resumed(self, interrupted, tmp_path_factory):
         resumed, _ = run(interrupted, replace(CONFIG, save_every=100), resume=True)
@@ -334,7 +334,7 @@ class TestBadInput:
         model = tiny()
         with pytest.raises(MinigptError, match="the loss at step 11 is nan .* lower learning_rate"):
             run(tmp_path, replace(CONFIG, steps=30), model, report=poison)
-        assert checkpoint.newest(tmp_path / CHECKPOINTS).name == "step-00000010"
+        assert checkpoint.newest_checkpoint(tmp_path / CHECKPOINTS).name == "step-00000010"
         assert all(p.isfinite().all() for p in GPT.from_pretrained(tmp_path).parameters())
 
     def test_a_directory_with_a_run_is_not_overwritten(self, tmp_path):

@@ -79,7 +79,7 @@ def losses(directory: Path) -> list[float]:
 
 
 def last_weights(directory: Path) -> torch.Tensor:
-    path = checkpoint.newest(directory / CHECKPOINTS)
+    path = checkpoint.newest_checkpoint(directory / CHECKPOINTS)
     return torch.cat([tensor.flatten() for tensor in weights.load(path)[1].values()])
 
 

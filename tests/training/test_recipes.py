@@ -45,9 +45,9 @@ def test_a_whole_number_will_do_where_a_fraction_may_stand():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"steps": 0}, "steps is 0, needed at least 1"),
-        ({"batch_size": -1}, "batch_size is -1, needed at least 1"),
-        ({"warmup": -1}, "warmup is -1, needed at least 0"),
+        ({"steps": 0}, "steps is 0, needed a whole number of at least 1"),
+        ({"batch_size": -1}, "batch_size is -1, needed a whole number of at least 1"),
+        ({"warmup": -1}, "warmup is -1, needed a whole number of at least 0"),
         ({"steps": 1.5}, "steps is 1.5, needed a int"),
         ({"compile": 1}, "compile is 1, needed a bool"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, needed a positive number"),

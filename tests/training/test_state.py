@@ -71,7 +71,7 @@ def child(directory: Path, die_at: int = 0, config: TrainConfig = CONFIG):
 
 def outcome(directory: Path) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]], bytes]:
     """What a run leaves: its last weights, its losses, and its best model."""
-    last = checkpoint.newest(directory / CHECKPOINTS)
+    last = checkpoint.newest_checkpoint(directory / CHECKPOINTS)
     losses = [(row["step"], row.get("loss") or row["held_out"]) for row in read(directory)]
     return weights.load(last)[1], losses, (directory / "model.safetensors").read_bytes()
 
@@ -155,7 +155,7 @@ class TestResuming:
     def test_a_damaged_checkpoint_is_told(self, tmp_path, file):
         config = replace(CONFIG, steps=3)
         go(tmp_path, config)
-        path = checkpoint.newest(tmp_path / CHECKPOINTS) / file
+        path = checkpoint.newest_checkpoint(tmp_path / CHECKPOINTS) / file
         path.write_bytes(path.read_bytes()[:-9])
         with pytest.raises(MinigptError, match="is not a whole checkpoint of a training run"):
             go(tmp_path, config)
@@ -173,18 +173,18 @@ class TestACheckpoint:
             move(source, target)
 
         move = os.replace
-        monkeypatch.setattr(checkpoint.os, "replace", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(MinigptError, match="the checkpoint of step 3 could not be written"):
             go(tmp_path)
         assert list((tmp_path / CHECKPOINTS).iterdir()) == []
 
     def test_holds_a_plain_model_and_the_configuration(self, uninterrupted):
-        path = checkpoint.newest(uninterrupted / CHECKPOINTS)
+        path = checkpoint.newest_checkpoint(uninterrupted / CHECKPOINTS)
         assert GPT.from_pretrained(path).config.n_embd == 16
         assert TrainConfig(**json.loads((path / "state.json").read_text())["config"]) == CONFIG
 
     def test_holds_nothing_that_can_run(self, uninterrupted):
-        files = checkpoint.newest(uninterrupted / CHECKPOINTS).iterdir()
+        files = checkpoint.newest_checkpoint(uninterrupted / CHECKPOINTS).iterdir()
         assert {path.suffix for path in files} <= {".json", ".safetensors", ".toml", ".txt"}
 
     def test_survives_a_disk_that_is_full_when_the_next_is_saved(self, tmp_path, monkeypatch):
@@ -200,7 +200,8 @@ class TestACheckpoint:
         model = GPT.from_pretrained(tmp_path)
         tensors = {n: p for n, p in model.state_dict().items() if n != "lm_head.weight"}
         with pytest.raises(MinigptError, match=r"step 9 could not .*No space left.*make room"):
-            checkpoint.save(tmp_path / CHECKPOINTS, state, config, model.config, tensors, {},
-                            lambda directory: None)  # fmt: skip
+            checkpoint.save_checkpoint(
+                tmp_path / CHECKPOINTS, state, config, model.config, tensors, {}, lambda place: None
+            )
         assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000003"]
         go(tmp_path, config)

@@ -7,7 +7,7 @@ import torch
 
 from minigpt.numerics.base import attend
 from minigpt.numerics.fast import FastOps
-from minigpt.numerics.training import TrainingOps
+from minigpt.numerics.half_precision import TrainingOps
 
 STARTS = (0, 0)  # of both rows
 

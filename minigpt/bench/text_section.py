@@ -6,25 +6,23 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import torch
-
+from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Row, Section, interleave, ratios
 from minigpt.generation.batch import generate_batch
-from minigpt.generation.decoding import generate
+from minigpt.generation.continuation import generate
 from minigpt.generation.drafts import acceptance
 from minigpt.model import GPT
 
 SAMPLES = 8
 
 
-def texts(model: GPT, rounds: int, quick: bool = False) -> Section:
+def measure_texts(contest: Contest) -> Section:
     """`generate_batch` against as many runs of `generate`; drafts against none; fast numerics."""
+    model, quick = contest.model, contest.quick
     model.numerics = "fast"
-    rounds = max(1, rounds // 3)
-    limit = model.config.n_positions
-    length, count = min(512, limit // 2), 4 if quick else 32
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
+    rounds = max(1, contest.rounds // 3)
+    length, count = min(512, model.config.n_positions // 2), 4 if quick else 32
+    prompt = contest.tokens(1, length)[0].tolist()
     drawn: dict[str, Any] = {"temperature": 1.0, "stop_tokens": ()}
 
     def one_by_one() -> None:
@@ -37,12 +35,11 @@ def texts(model: GPT, rounds: int, quick: bool = False) -> Section:
     samples = interleave(
         {f"{SAMPLES} runs": lambda: one_by_one, f"n={SAMPLES}": lambda: together}, rounds, "samples"
     )
-    rows = [
-        Row(f"{length} + {count}, {name}", seconds, "s",
-            {"speed-up": median(ratios(samples[f"{SAMPLES} runs"], seconds))})
-        for name, seconds in samples.items()
-    ]  # fmt: skip
-    notes = [f"goal for gpt2, two cores: n={SAMPLES} 3 x"]
+    rows = []
+    for name, seconds in samples.items():
+        extra = {"speed-up": median(ratios(samples[f"{SAMPLES} runs"], seconds))}
+        rows.append(Row(f"{length} + {count}, {name}", seconds, "s", extra))
+    notes = []
     count = 8 if quick else 128
     for name, settings in (("greedy", {"stop_tokens": ()}), ("drawn", drawn)):
         contenders = {
@@ -63,7 +60,6 @@ def texts(model: GPT, rounds: int, quick: bool = False) -> Section:
             f"{name}: {repeats:.0%} of token pairs occurred before; "
             f"{acceptance(result.drafted, result.accepted)}"
         )
-    notes.append("goals: lookup 1.8 x on text with repetition, at least 0.95 x without")
     return Section("texts", "samples of one prompt, and drafts, fast numerics", rows, notes)
 
 

@@ -1,0 +1,56 @@
+"""Learning a vocabulary of byte pairs from a text; the `tokenizers` library does the counting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from minigpt.support.checks import listed, whole
+from minigpt.support.errors import MinigptError
+from minigpt.support.wording import counted
+from minigpt.tokenizer import END_OF_TEXT, Tokenizer, check_text
+
+LARGEST = 2**20  # tokens to learn
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,)
+) -> Tokenizer:
+    """Learn merges from `texts` (Sennrich et al. 2016): join the commonest pair, and again.
+
+    Ids are laid out as GPT-2's: 256 bytes, then merges, then specials. The same texts give the same
+    tokenizer; few texts may give fewer than `vocab_size` tokens.
+
+    Raises:
+        MinigptError: when the `tokenizers` library is missing, or an argument cannot be used.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MinigptError(
+            "training a tokenizer needs the tokenizers library: pip install 'minigpt[train]'"
+        ) from error
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise MinigptError(
+            f"texts is one {type(texts).__name__}, needed several: pass a list of texts"
+        )
+    specials = [check_text(text) for text in listed(specials, "specials", "a list of texts")]
+    bytes_and_specials = f"256 bytes and {counted(len(specials), 'special token')} come first"
+    whole("vocab_size", vocab_size, 256 + len(specials), LARGEST, bytes_and_specials)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel  # cuts text by the same pattern as above
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = byte_level(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - len(specials),
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((check_text(text) for text in texts), trainer)
+    content = json.loads(bpe.to_str())
+    vocab = content["model"]["vocab"]
+    for text in specials:
+        if text in vocab or not text:
+            raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
+        content["added_tokens"].append({"content": text, "id": len(vocab)})
+        vocab[text] = len(vocab)
+    return Tokenizer.from_tokenizer_json(content, "the trained vocabulary")

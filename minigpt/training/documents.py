@@ -1,0 +1,168 @@
+"""Where text comes from: files, folders, lines of JSON, or the built-in stories, piece by piece.
+
+Nothing is held in memory whole. What becomes of the text is in `data.py`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from minigpt.support.errors import MinigptError
+from minigpt.training.stories import stories
+
+PIECE = 2**20  # bytes of a file in memory at a time
+STORIES_SEED = 1
+STORIES_AT_ONCE = 2_000  # in one share of the work
+FEW_SHARES = 10  # up to which one process writes them all
+
+Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
+T = TypeVar("T")
+
+
+def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
+    """The documents of a source, each an iterator over its text in pieces of about `piece` bytes.
+
+    Pieces end where a white space follows something else. No token of GPT-2's reaches across such
+    a place, so the pieces' tokens are the text's.
+
+    Raises:
+        MinigptError: as `prepare`, when the reading gets there.
+    """
+    count = story_count(source)
+    if count is not None:
+        shares = by_shares(list, count)
+        yield from (iter([story]) for story in chain.from_iterable(shares))
+        return
+    for path in _files(Path(source)):
+        if path.suffix == ".jsonl":
+            yield from (iter([text]) for text in _json_lines(path))
+        else:
+            yield _whole_words(_decoded(path, piece))
+
+
+def _hash(parts: Iterable[str | bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
+
+
+def hash_source(source: str | Path) -> str:
+    """A hash of all that a source holds, and of where its files lie in it."""
+    count = story_count(source)
+    if count is not None:  # a change of the grammar shows in the first stories
+        return _hash([str(count), *stories(STORIES_SEED, 100)])
+    root = Path(source)
+    files = _files(root)
+    return _hash(
+        part
+        for path in files
+        for part in chain([f"\n{path.relative_to(root)} {path.suffix}\n"], [_hash(_read(path))])
+    )
+
+
+def story_count(source: str | Path) -> int | None:
+    """How many of the built-in stories are meant; None: the source is something else."""
+    match = re.fullmatch(r"stories(?::(\d+))?", str(source))
+    if not match or Path(source).exists():
+        return None
+    return int(match[1] or 40_000)
+
+
+def by_shares(work: Callable[[Sequence[str]], T], count: int) -> Iterator[T]:
+    """What `work` makes of the first stories, a share at a time, in order.
+
+    Where they are many, each core writes shares of its own: text of that kind takes longer to
+    write than to learn from.
+    """
+    firsts = range(0, count, STORIES_AT_ONCE)
+    share = partial(_share, work, count)
+    if len(firsts) < FEW_SHARES:
+        yield from map(share, firsts)
+        return
+    with multiprocessing.Pool() as processes:
+        yield from processes.imap(share, firsts)
+
+
+def _share(work: Callable[[Sequence[str]], T], count: int, first: int) -> T:
+    return work(list(stories(STORIES_SEED, min(STORIES_AT_ONCE, count - first), first)))
+
+
+def _files(source: Path) -> list[Path]:
+    if os.path.isdir(source):  # rather than source.is_dir(), which fails for a long name
+        inside = (path for path in sorted(source.rglob("*")) if path.is_file())
+        return [
+            path
+            for path in inside
+            if not any(part.startswith(".") for part in path.relative_to(source).parts)
+        ]
+    if not os.path.isfile(source):
+        raise MinigptError(
+            f"there is no file or folder {source}, needed a text file, a .jsonl file or a folder "
+            f"of them: correct the path"
+        )
+    return [source]
+
+
+def _read(path: Path, piece: int = PIECE) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(piece):
+                yield chunk
+    except OSError as error:
+        raise MinigptError(f"{path} cannot be read ({error}): check its permissions") from error
+
+
+def _decoded(path: Path, piece: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0  # bytes before what the decoder has in hand
+    for chunk in chain(_read(path, piece), [b""]):
+        waiting = len(decoder.getstate()[0])  # of a character that the last chunk cut
+        try:
+            yield decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise MinigptError(
+                f"byte {read - waiting + error.start} of {path} is no UTF-8, needed UTF-8 text: "
+                f"convert the file, for example with iconv"
+            ) from None
+        read += len(chunk)
+
+
+def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text, in pieces that end where a white space follows something else."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = re.match(r".*\S(?=[ \n])", held, re.DOTALL)
+        cut = found.end() if found else len(held) if len(held) > PIECE else 0
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.decode("utf-8"))["text"]
+                text.encode()  # JSON may spell half of a character, such as \ud800
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise MinigptError(
+                    f'line {number} of {path} is not a JSON object with a "text" in UTF-8, needed '
+                    f"one on each line: correct or remove it"
+                ) from None
+            yield text
