@@ -42,6 +42,7 @@ class Writer:
     """The model, as text in and text out."""
 
     def __init__(self, source: str, device: str) -> None:
+        torch.set_num_threads(1)  # a small model waits for other threads longer than they save
         self.model = GPT.from_pretrained(source, device=device, numerics="fast")
         self.tokenizer = Tokenizer.from_pretrained(source)
 
