@@ -301,6 +301,42 @@ def test_a_dtype_that_cannot_be_computed_with_is_refused(
         weights.load(write(tmp_path / "x", tensors), torch.float32)
 
 
+def test_numbers_stored_narrow_are_widened_where_the_configuration_names_float32(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    weights.save(tmp_path, CONFIG, tensors, torch.bfloat16)
+    _, loaded = weights.load(tmp_path)
+    assert same(loaded, {name: tensor.bfloat16().float() for name, tensor in tensors.items()})
+    assert weights.read_config(tmp_path) == (CONFIG, torch.float32, torch.bfloat16)
+    _, narrow = weights.load(tmp_path, torch.bfloat16)
+    assert same(narrow, {name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+
+def test_float32_is_never_narrowed_unasked(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    weights.save(tmp_path, CONFIG, tensors)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dtype"] = config["torch_dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same(weights.load(tmp_path)[1], tensors)
+
+
+def test_only_float32_is_stored_narrower(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    with pytest.raises(MinigptError, match=r"are torch\.float16 and cannot be stored as"):
+        weights.save(tmp_path, CONFIG, halves, torch.bfloat16)
+
+
+def test_transformers_computes_with_narrow_numbers_in_float32_as_we_do(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    weights.save(tmp_path, CONFIG, tensors, torch.bfloat16)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert {parameter.dtype for parameter in theirs.parameters()} == {torch.float32}
+    state = theirs.transformer.state_dict()
+    assert same({name: state[name] for name in tensors}, weights.load(tmp_path)[1])
+
+
 def test_a_mixture_of_dtypes_asks_for_a_choice(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     tensors["ln_f.weight"] = tensors["ln_f.weight"].half()
 
