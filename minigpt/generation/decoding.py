@@ -79,7 +79,7 @@ class Row:
         sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
-            stop_tokens = () if eot is None else (eot,)
+            stop_tokens = config.stop_tokens
         stop_tokens = listed(stop_tokens, "stop_tokens", IDS)
         window = list(prompt)
         if not window:

@@ -175,13 +175,35 @@ def test_converting_takes_at_most_1_3_times_the_result(
     assert peak_memory() < 1.3 * sum(tensor.nbytes for tensor in loaded.values())
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer."])
+@pytest.mark.parametrize(
+    "prefix", ["", "transformer.", "_orig_mod.transformer.", "module.", "_orig_mod.module."]
+)
 def test_names_may_have_a_prefix(tmp_path: Path, tensors: dict[str, Tensor], prefix: str) -> None:
     named = {prefix + name: tensor for name, tensor in tensors.items()}
 
     _, loaded = weights.load(write(tmp_path / "x", named))
 
     assert same(loaded, tensors)
+
+
+def test_a_tied_weight_may_have_the_heads_name_alone(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    tensors["lm_head.weight"] = tensors["wte.weight"]
+    path = write(tmp_path / "head", {n: t for n, t in tensors.items() if n != "wte.weight"})
+
+    read = weights.load(path)[1]
+
+    assert torch.equal(read["wte.weight"], tensors["wte.weight"])
+
+
+def test_what_ends_a_text_may_stand_in_the_generation_configuration(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    path = write(tmp_path / "chat", tensors, dataclasses.replace(CONFIG, eos_token_id=3))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+
+    assert weights.load(path)[0].stop_tokens == (7, 9)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "model.transformer."])
