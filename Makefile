@@ -11,6 +11,7 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
@@ -39,14 +40,14 @@ demo: .venv/.has-core ## write a story with the bundled model, then check its ca
 		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
 	$(BIN)/minigpt verify --model $(MODEL)
 
-test: .venv/.has-test ## run the tests of every room: a few minutes
-	$(BIN)/python -m pytest -q --ignore=tests/system $(ARGS)
+test: .venv/.has-test ## run the tests of every room: two or three minutes
+	$(PYTEST) --ignore=tests/system $(ARGS)
 
 test-all: .venv/.has-test ## run all tests: also kills, damaged files, threads, a browser, these pages
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: ten minutes
-	MINIGPT_EXAMPLES=250 $(BIN)/python -m pytest -q tests/system/test_fuzz.py $(ARGS)
+	MINIGPT_EXAMPLES=250 $(PYTEST) tests/system/test_fuzz.py $(ARGS)
 
 bench: .venv/.has-bench ## measure speed, with and without the cache and beside transformers
 	$(BIN)/minigpt bench $(ARGS)
