@@ -156,8 +156,8 @@ class KVCache(ABC):
                 fit, or another pass is not over.
         """
         with self.in_use():
-            self._check(spec, batch_size, count)
-            origin = self.followed_by(origin)
+            after = self.check_model(spec, origin)
+            self._check_room(batch_size, count)
             end = len(self) + count
             try:
                 self._reserve(count)
@@ -167,19 +167,24 @@ class KVCache(ABC):
                 self._forget(self._lengths, end)
                 raise
             self._lengths = [length + count for length in self._lengths]
-            self._origin = origin
+            self._origin = after
             if tokens is None or self._tokens is None:
                 self._tokens = None
             else:
                 for row, new in zip(self._tokens, tokens.tolist(), strict=True):
                     row += new
 
-    def followed_by(self, origin: Origin | None) -> Origin | None:
-        """Whose its rows are when this has added some.
+    def check_model(self, spec: CacheSpec, origin: Origin | None) -> Origin | None:
+        """Whose its rows will be when this has added some.
 
         Raises:
             MinigptError: when it does not go with those held: see `origin.py`.
         """
+        if spec != self.spec:
+            raise MinigptError(
+                f"this cache was made for another model, dtype or device: it has {self.spec}, "
+                f"the model needs {spec}: make one with model.new_cache()"
+            )
         return followed(self._origin, origin) if len(self) else origin
 
     @contextmanager
@@ -464,12 +469,7 @@ class KVCache(ABC):
         """What one more row with the history of this one's only row takes."""
         return self.nbytes
 
-    def _check(self, spec: CacheSpec, batch_size: int, count: int) -> None:
-        if spec != self.spec:
-            raise MinigptError(
-                f"this cache was made for another model, dtype or device: it has {self.spec}, "
-                f"the model needs {spec}: make one with model.new_cache()"
-            )
+    def _check_room(self, batch_size: int, count: int) -> None:
         if batch_size != self.batch_size:
             raise MinigptError(
                 f"this cache holds {self.batch_size} rows and was given {batch_size}: "
