@@ -1,9 +1,10 @@
-"""What every KV cache can do, however it keeps keys and values. Read `plain.py` first: it is short.
+"""What every KV cache can do: one class, as passes and surgery must keep the same fields in step.
 
-One object for all layers. It owns positions (`cache.lengths` says where each row goes on), so a
-model and its cache cannot disagree about where they are. Here is what all kinds share: checks,
-lengths, passes that happen whole or not at all, rows that are cut, branched and put together. A
-kind adds memory and `append`; how keys are *used* is attention's business.
+Read `plain.py` first, which is short. A cache is one object for all layers. It owns positions
+(`cache.lengths` says where each row goes on), so a model and its cache cannot disagree about where
+they are. Here is what all kinds share: checks, lengths, passes that happen whole or not at all,
+rows that are cut, branched and put together. A kind adds memory and `append`; how keys are *used*
+is attention's business.
 
 Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
 positions, `D` head width, and `L` layers.
@@ -85,11 +86,9 @@ class KVCache(ABC):
     setting_names: ClassVar[tuple[str, ...]] = ()  # arguments that only this kind takes
 
     def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        whole("batch_size", batch_size)
-        whole("max_length", capacity)
         self.spec = spec
-        self.batch_size = batch_size
-        self.capacity = capacity  # positions that each row may reach
+        self.batch_size = batch_size = whole("batch_size", batch_size)
+        self.capacity = whole("max_length", capacity)  # positions that each row may reach
         self._refuse_beyond_memory(batch_size * self._bytes_of_a_new_row(), batch_size)
         self._lengths = [0] * batch_size
         self._tokens: list[list[int]] | None = [[] for _ in range(batch_size)]
@@ -234,7 +233,7 @@ class KVCache(ABC):
                     f"a whole number from 0 to {old}"
                 )
         with self.in_use():
-            lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
+            lengths = [int(min(new, old)) for new, old in zip(wanted, self._lengths, strict=True)]
             self._forget(lengths, len(self))
             self._lengths = lengths
             if self._tokens is not None:
