@@ -42,6 +42,7 @@ class Writer:
     """The model, as text in and text out."""
 
     def __init__(self, source: str, device: str) -> None:
+        torch.set_num_threads(1)  # a small model waits for other threads longer than they save
         self.model = GPT.from_pretrained(source, device=device, numerics="fast")
         self.tokenizer = Tokenizer.from_pretrained(source)
 
@@ -51,9 +52,7 @@ class Writer:
         for first in range(0, len(prompts), ROWS):
             ids = [self.tokenizer.encode(prompt) for prompt in prompts[first : first + ROWS]]
             room = self.model.config.n_positions - max(map(len, ids), default=0)
-            done = generate_batch(
-                self.model, ids, room, seed=seed + first, temperature=temperature
-            )
+            done = generate_batch(self.model, ids, room, seed=seed + first, temperature=temperature)
             texts += [
                 self.tokenizer.decode([*prompt, *_without_end(row.tokens, self.tokenizer)])
                 for prompt, row in zip(ids, done, strict=True)
@@ -93,7 +92,7 @@ def consistency(writer: Writer) -> Iterator[str]:
 def _kinds(found: Sequence[Sequence[str]]) -> str:
     """The commonest faults, their particulars left out."""
     marks = {
-        "is a stranger": "somebody unknown", "are in it": "one too many", "became": "became another",
+        "is a stranger": "somebody unknown", "are in it": "one too many", "became": "another",
         "never mentioned": "a thing unknown", "no word": "a word unknown", "said": "says it again",
         "elsewhere": "he or she",
     }  # fmt: skip
@@ -204,12 +203,11 @@ def main() -> None:
         if options.print:
             print(f"\n## {name}\n\n{written}", flush=True)
             continue
-        page = readme.read_text(encoding="utf-8")
-        pattern = rf"(?s)(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        page, found = re.subn(pattern, lambda m: m[1] + written + m[2], page)
-        if not found:
+        before, mark, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("\n<!-- end -->")
+        if not (mark and end):
             parser.error(f"{readme} has no part <!-- {name} --> to write")
-        readme.write_text(page, encoding="utf-8")
+        readme.write_text(before + mark + written + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

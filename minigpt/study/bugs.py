@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.lossy import WindowCache
 from minigpt.cache.plain import GrowingCache, StaticCache, appended
 from minigpt.model import GPT

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-Node = Callable[["_Teller"], str]  # writes its part of a text
-_TOKENS = re.compile(r"[\[\]|{}]|<[^<>]*>|[^\[\]|{}<>]+")
+Choice = list[list[Any]]  # alternatives, made of texts, choices, and (name, one of < % { :, value)
+_TOKENS = re.compile(r"\s*\d+\*|[\[\]|{}]|<[^<>]*>|[^\[\]|{}<>]+")
 
 
 def stories(seed: int, count: int, first: int = 0) -> Iterator[str]:
     """`count` texts of a series that depends on `seed` alone, from number `first` on."""
-    for number in range(first, first + count):
-        yield story(random.Random(seed * 2**40 + number))
+    return (story(random.Random(seed * 2**40 + n)) for n in range(first, first + count))
 
 
 def story(rng: random.Random, rule: str = "document") -> str:
     """One text, or what another rule makes: none has a word that is held out."""
     while True:
-        text = _tidy(_Teller(rng).rule(rule))
+        text = _tidy(_Teller(rng).follow(rule))
         if held_out().isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
             return text
 
@@ -33,14 +33,21 @@ def story(rng: random.Random, rule: str = "document") -> str:
 @cache
 def held_out() -> frozenset[str]:
     """The names and nouns, in lower case, that no text has."""
-    kinds = ("names", "animals", "objects", "places")
-    return frozenset(word.lower() for kind in kinds for word in words(f"held_out_{kind}"))
+    lists = [rule for rule in sources() if rule.startswith("held_out_")]
+    return frozenset(word.lower() for rule in lists for word in words(rule))
 
 
 @cache
 def words(rule: str) -> tuple[str, ...]:
     """The alternatives of a rule that is a list of plain words."""
     return tuple(word.strip() for word in sources()[rule].split("|"))
+
+
+@cache
+def sources() -> dict[str, str]:
+    """The text of each rule."""
+    text = Path(__file__).with_name("stories.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^(\w+) = ?((?:.*\n)(?: .*\n|\n)*)", text, re.MULTILINE))
 
 
 def _tidy(text: str) -> str:
@@ -56,105 +63,63 @@ class _Teller:
     """One text in the making: what was drawn for each slot."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.random = rng.random
-        self.slots: dict[str, str] = {}
+        self.random, self.slots = rng.random, dict[str, str]()
 
-    def rule(self, name: str) -> str:
-        return _rules()[name](self)
+    def follow(self, rule: str) -> str:
+        return self.choose(_rules()[rule]).strip()
+
+    def choose(self, choice: Choice) -> str:
+        parts = choice[int(self.random() * len(choice))]
+        return "".join([part if isinstance(part, str) else self.tell(part) for part in parts])
+
+    def tell(self, part: Choice | tuple[str, str, Choice]) -> str:
+        if isinstance(part, list):
+            return self.choose(part)
+        name, sign, value = part
+        if sign == ":":
+            self.slots[name] = self.choose(value)
+            return ""
+        text = self.fill(name.lower()) if sign == "{" else self.follow(name.lower())
+        if sign == "%":
+            text = " ".join(text.split()[: 1 + int(self.random() * len(text.split()))])
+        if name[0].isupper():
+            text = text.upper() if name.isupper() else text[:1].upper() + text[1:]
+        return text
 
     def fill(self, name: str) -> str:
-        if name not in self.slots:
-            base = name.rstrip("123456789")
-            taken = [text for slot, text in self.slots.items() if slot.rstrip("123456789") == base]
-            while (drawn := self.rule(base)) in taken:
-                pass
-            self.slots[name] = drawn
+        base = name.rstrip("123456789")
+        while name not in self.slots:
+            drawn = self.follow(base)
+            alike = [slot for slot in self.slots if slot.strip("123456789") == base]
+            if drawn not in map(self.slots.get, alike):
+                self.slots[name] = drawn
         return self.slots[name]
 
 
 @cache
-def sources() -> dict[str, str]:
-    """The text of each rule."""
-    text = Path(__file__).with_name("stories.txt").read_text(encoding="utf-8")
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
-    return dict(re.findall(r"^(\w+) = ?((?:.*\n)(?: .*\n|\n)*)", text, re.MULTILINE))
+def _rules() -> dict[str, Choice]:
+    return {name: _read(_TOKENS.findall(text)[::-1]) for name, text in sources().items()}
 
 
-@cache
-def _rules() -> dict[str, Node]:
-    tidied = ((name, re.sub(r"\s+", " ", text)) for name, text in sources().items())
-    return {name: _choice(_TOKENS.findall(text)[::-1], strip=True) for name, text in tidied}
-
-
-def _choice(tokens: list[str], closing: str = "", strip: bool = False) -> Node:
+def _read(tokens: list[str], closing: str = "") -> Choice:
     """Alternatives up to `closing`; tokens are taken from the end of the list."""
-    options: list[Node] = []
-    parts: list[str | Node] = []
+    choice, parts, weight = Choice(), list[Any](), 1
     while True:
         token = tokens.pop() if tokens else closing
         if token in ("|", closing):
-            options += _weighted(parts, strip)
-            parts = []
+            choice += [parts] * weight
             if token == closing:
-                return options[0] if len(options) == 1 else _one_of(options)
+                return choice
+            parts, weight = [], 1
+        elif token[-1] == "*":
+            weight = int(token[:-1])
         elif token == "[":
-            parts.append(_choice(tokens, "]"))
+            parts.append(_read(tokens, "]"))
         elif token == "{":
             name, colon, rest = tokens.pop().partition(":")
             tokens += [rest] if rest else []
-            value = _choice(tokens, "}")
-            parts.append(_setting(name, value) if colon else _cased(name, _slot(name.lower())))
+            parts.append((name, colon or "{", _read(tokens, "}")))
         elif token[0] == "<":
-            name = token[1:-1].rstrip("%")
-            node = _cased(name, _rule(name.lower()))
-            parts.append(_cut(node) if token[-2] == "%" else node)
+            parts.append((token[1:-1].rstrip("%"), "%" if token[-2] == "%" else "<", []))
         else:
             parts.append(token)
-
-
-def _weighted(parts: list[str | Node], strip: bool) -> list[Node]:
-    """An alternative, as often as its weight says."""
-    weight = 1
-    if parts and isinstance(parts[0], str) and (match := re.match(r"\s*(\d+)\*", parts[0])):
-        weight, parts[0] = int(match[1]), parts[0][match.end() :]
-    if strip and parts and isinstance(parts[0], str):
-        parts[0] = parts[0].lstrip()
-    if strip and parts and isinstance(parts[-1], str):
-        parts[-1] = parts[-1].rstrip()
-    return weight * [lambda t: "".join([p if isinstance(p, str) else p(t) for p in parts])]
-
-
-def _one_of(options: list[Node]) -> Node:
-    return lambda t: options[int(t.random() * len(options))](t)
-
-
-def _slot(name: str) -> Node:
-    return lambda t: t.fill(name)
-
-
-def _rule(name: str) -> Node:
-    return lambda t: t.rule(name)
-
-
-def _setting(name: str, value: Node) -> Node:
-    def set_it(t: _Teller) -> str:
-        t.slots[name] = value(t)
-        return ""
-
-    return set_it
-
-
-def _cut(node: Node) -> Node:
-    def first_words(t: _Teller) -> str:
-        found = node(t).split()
-        return " ".join(found[: 1 + int(t.random() * len(found))])
-
-    return first_words
-
-
-def _cased(name: str, node: Node) -> Node:
-    if name.isupper():
-        return lambda t: node(t).upper()
-    if name[0].isupper():
-        return lambda t: (text := node(t))[:1].upper() + text[1:]
-    return node
