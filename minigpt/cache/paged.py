@@ -103,10 +103,9 @@ class PagedCache(KVCache):
         pool: PagePool | None = None,
     ) -> None:  # fmt: skip
         super().__init__(spec, batch_size, capacity)
-        whole("page", page)
+        self.page = whole("page", page)
         if KEY_BLOCK % page:
             raise MinigptError(f"page is {page}, needed a divisor of {KEY_BLOCK}")
-        self.page = page
         self.pool = pool or PagePool(self)
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]  # [row][n]: the n-th page
         self._slots = self._shown = self._index = torch.empty(0)
