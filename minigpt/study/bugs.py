@@ -137,9 +137,7 @@ def patient(model: GPT, cache: str | type[KVCache]) -> GPT:
 
     def new_cache(batch_size: int = 1, max_length: int | None = None, **_: Any) -> KVCache:
         room = model.config.n_positions if max_length is None else max_length
-        broken: KVCache = made(model.cache_spec, batch_size, room)
-        broken.model = model
-        return broken
+        return made(model.cache_spec, batch_size, room)
 
     sick = copy.copy(model)
     sick.__dict__["new_cache"] = new_cache
