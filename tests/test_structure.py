@@ -29,7 +29,6 @@ KNOWN_IN = {  # a package, and the rooms and modules that import it
     "transformers": {"hf", "bench"},
 }
 LINES = {"README.md": 200, "minigpt/model.py": 280, "minigpt/cache/plain.py": 150}
-mending = pytest.mark.xfail(reason="the house is not finished")
 
 
 @cache
@@ -101,7 +100,6 @@ def test_no_two_modules_share_a_name():
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-@mending
 def test_no_module_and_function_share_a_name():
     nodes = {node for text in modules().values() for node in ast.parse(text).body}
     functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
