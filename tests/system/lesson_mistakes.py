@@ -8,7 +8,7 @@ from __future__ import annotations
 
 Wrong = str | tuple[str, str]
 
-NOTHING = "nothing yet: put your answer in place of ..."
+NOTHING = "put your answer in place of ..."
 
 MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
     "00": {
