@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.plain import appended, padded
 from minigpt.support.checks import whole
 

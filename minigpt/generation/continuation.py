@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import (
     Drafter,
     Generation,

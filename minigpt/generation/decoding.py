@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.cache.origin import Origin
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
@@ -80,7 +80,7 @@ class Row:
         sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
-            stop_tokens = () if eot is None else (eot,)
+            stop_tokens = config.stop_tokens
         stop_tokens = listed(stop_tokens, "stop_tokens", IDS)
         window = list(prompt)
         if not window:

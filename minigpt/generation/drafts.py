@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import LONGEST_DRAFT, Drafter, Row, decode
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT

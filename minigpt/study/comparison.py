@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.cache.kinds import KINDS, make_cache
-from minigpt.generation.decoding import IDS
 from minigpt.model import GPT, require_model
-from minigpt.support.checks import is_whole, listed
+from minigpt.support.checks import listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.tables import table
+from minigpt.support.tokens import listed_tokens
 
 Kind = str | tuple[str, Mapping[str, int]]
 
@@ -62,13 +63,7 @@ class CacheComparison:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [_HEADINGS, *map(_cells, self.kinds)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [self._about()]
-        for first, *rest in rows:
-            cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *cells]))
-        return "\n".join(lines)
+        return "\n".join([self._about(), table(_HEADINGS, [_cells(kind) for kind in self.kinds])])
 
     def _repr_html_(self) -> str:
         def row(tag: str, cells: Sequence[str]) -> str:
@@ -88,17 +83,30 @@ class CacheComparison:
 
 
 _HEADINGS = (
-    "cache", "bytes", "per token", "of static", "max |Δ logit|", "mean |Δ logit|", "loss",
-    "Δ loss", "greedy changed",
-)  # fmt: skip
+    "cache",
+    "bytes",
+    "per token",
+    "of static",
+    "max |Δ logit|",
+    "mean |Δ logit|",
+    "loss",
+    "Δ loss",
+    "greedy changed",
+)
 
 
 def _cells(kind: KindCost) -> tuple[str, ...]:
     return (
-        kind.name, f"{kind.nbytes:,}", f"{kind.bytes_per_token:,}", f"{kind.ratio:.0%}",
-        f"{kind.max_difference:.2g}", f"{kind.mean_difference:.2g}", f"{kind.loss:.4f}",
-        f"{kind.loss_change:+.4f}", f"{kind.greedy_changed}",
-    )  # fmt: skip
+        kind.name,
+        f"{kind.nbytes:,}",
+        f"{kind.bytes_per_token:,}",
+        f"{kind.ratio:.0%}",
+        f"{kind.max_difference:.2g}",
+        f"{kind.mean_difference:.2g}",
+        f"{kind.loss:.4f}",
+        f"{kind.loss_change:+.4f}",
+        f"{kind.greedy_changed}",
+    )
 
 
 @torch.inference_mode()
@@ -120,25 +128,15 @@ def compare_caches(
         MinigptError: for a text too short or too long, or an unknown kind or setting.
     """
     require_model(model)
-    ids = listed(ids, "the text", IDS)
+    ids = listed_tokens(ids, "the text", model.config.vocab_size)
     T, limit = len(ids), model.config.n_positions
     if not 3 <= T <= limit:
         raise MinigptError(f"the text to compare on has {T} tokens, needed 3 to {limit}")
-    prompt = T // 2 if prompt is None else prompt
-    if type(prompt) is not int or not 1 <= prompt <= T - 2:
-        raise MinigptError(
-            f"prompt is {prompt!r}, needed 1 to {T - 2} of the text's {T} tokens, so that two are "
-            f"left to decode"
-        )
+    why = f"two of the text's {T} tokens are left to decode"
+    prompt = whole("prompt", T // 2 if prompt is None else prompt, 1, T - 2, why)
     pairs = [_pair(kind) for kind in listed(kinds, "kinds")]
     for name, settings in pairs:  # refuse before any work is done
         make_cache(name, model.cache_spec, 1, 1, **settings)
-    for token in ids:
-        if not is_whole(token) or not 0 <= token < model.config.vocab_size:
-            raise MinigptError(
-                f"the text holds {token!r}, needed whole numbers from 0 to "
-                f"{model.config.vocab_size - 1}"
-            )
     tokens = torch.tensor([ids], device=model.device)
     with evaluating(model):
         want = model(tokens)[0, prompt:]  # (decoded, V)

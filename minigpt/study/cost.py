@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import KINDS, make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.checkpoint import hub, weights
 from minigpt.config import PRESETS, GPTConfig
-from minigpt.support.checks import is_whole, path_of
+from minigpt.support.checks import path_of, whole
 from minigpt.support.errors import MinigptError
+from minigpt.support.tables import table
 
 PARTS = {  # by what a parameter's name holds
     "wte.": "token embeddings",
@@ -32,8 +32,9 @@ PARTS = {  # by what a parameter's name holds
     "lm_head.": "output head",
 }
 DTYPES = (torch.float32, torch.bfloat16)  # float16 takes what bfloat16 does
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4,
-          "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
+_UNITS = {"": 1, **{unit: 1000 ** (n + 1) for n, unit in enumerate("KMGT")}}
+_UNITS |= {f"{unit}I": 1024 ** (n + 1) for n, unit in enumerate("KMGT")}
+NUMBERS = ("token", "sequence", "batch", "tokens_that_fit", "sequences_that_fit")  # of a CacheCost
 
 
 @dataclass(frozen=True)
@@ -83,32 +84,40 @@ class Inspection:
             for part, count in [*self.parameters.items(), ("all", self.total)]
         ]
         costs = [
-            (cost.kind, cost.dtype, *(f"{number:,}" for number in
-             (cost.token, cost.sequence, cost.batch, cost.tokens_that_fit,
-              cost.sequences_that_fit)))
+            (cost.kind, cost.dtype, *(f"{getattr(cost, field):,}" for field in NUMBERS))
             for cost in self.caches
-        ]  # fmt: skip
-        left = " and ".join(
-            f"{max(0, self.memory - self.total * dtype.itemsize):,} ({_name(dtype)})"
-            for dtype in DTYPES
-        )
+        ]
+        context = f"{c.n_positions:,} tokens"
+        headings = ("kind", "dtype", "per token", context, "batch", "tokens fit", "sequences fit")
         narrow = []
         if self.stored != self.dtype:
             on_disk = self.total * _bytes_per_number(self.stored)
             narrow = [f"stored in {self.stored} ({on_disk:,} bytes), computed with in {self.dtype}"]
-        return "\n".join([
+        lines = [
             f"{self.source}: {c.n_layer} layers, {c.n_head} heads{grouped} of {c.head_dim}, "
             f"width {c.n_embd}, context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
             *narrow,
             "",
-            *_table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts, left=1),
+            table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts),
             "",
             f"a cache, in bytes (batch of {self.rows}; float16 as bfloat16)",
-            *_table(("kind", "dtype", "per token", f"{c.n_positions:,} tokens", "batch",
-                     "tokens fit", "sequences fit"), costs, left=2),
+            table(headings, costs, left=2),
             "",
-            f"of {self.memory:,} bytes of memory the weights leave {left} for caches",
-        ])  # fmt: skip
+            self._left(),
+        ]
+        return "\n".join(lines)
+
+    def _left(self) -> str:
+        """What the weights leave of the memory, or what they alone would need."""
+        left = {dtype: self.memory - self.total * dtype.itemsize for dtype in DTYPES}
+        fits = [f"{free:,} ({_name(dtype)})" for dtype, free in left.items() if free > 0]
+        short = [
+            f"in {_name(dtype)} the weights alone take {self.total * dtype.itemsize:,} bytes"
+            for dtype, free in left.items()
+            if free <= 0
+        ]
+        leaves = f"the weights leave {' and '.join(fits) or 'nothing'} for caches"
+        return "; ".join([f"of {self.memory:,} bytes of memory {leaves}", *short])
 
 
 def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> Inspection:
@@ -123,9 +132,8 @@ def inspect(source: str | Path, batch: int = 1, memory: int = 8 * 1000**3) -> In
     Raises:
         MinigptError: when there is no such model, or for numbers below 1.
     """
-    for name, value in (("batch", batch), ("memory", memory)):
-        if type(value) is not int or value < 1:
-            raise MinigptError(f"{name} is {value!r}, needed a whole number of at least 1")
+    whole("batch", batch)
+    whole("memory", memory)
     path_of(source)  # or it is refused
     config, dtype, stored = _shape(str(source))
     parameters = dict.fromkeys(PARTS.values(), 0)
@@ -163,11 +171,7 @@ def cache_bytes(
     Raises:
         MinigptError: for an unknown kind or setting, or a length beyond the context.
     """
-    if not is_whole(length) or not 0 <= length <= config.n_positions:
-        raise MinigptError(
-            f"length is {length!r}, needed a whole number from 0 to the context's "
-            f"{config.n_positions}"
-        )
+    whole("length", length, 0, config.n_positions, "the context")
     one_layer = replace(config, n_layer=1)  # every layer takes the same
     cache = _empty_cache(one_layer, kind, dtype, **settings)
     new = torch.empty(1, config.kv_heads, length, config.head_dim, dtype=dtype, device="meta")
@@ -214,15 +218,3 @@ def _name(dtype: torch.dtype) -> str:
 def _bytes_per_number(dtype: str) -> int:
     number: int = getattr(torch, dtype).itemsize
     return number
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of aligned columns, the first `left` of them to the left."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if n < left else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [headings, *rows]
-    ]

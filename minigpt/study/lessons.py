@@ -1,4 +1,4 @@
-"""What the notebooks share: where the models of this checkout are, and the checking of answers.
+"""What the notebooks share: where the models are, and the checking of answers.
 
 Nothing here teaches anything; the lessons are in `notebooks/`, and what they explain is in the
 other modules.
@@ -12,16 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+from minigpt.checkpoint.hub import BUNDLED, WEIGHTS_DIR, resolve
+from minigpt.checkpoint.weights import CONFIG
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def find(name: str = "toy") -> Path | None:
-    """The directory of a model that this checkout has, from whichever folder a lesson is run.
+def find(name: str = BUNDLED) -> Path | None:
+    """The directory of a model that is here, from whichever folder a lesson is run.
 
     "toy" is always there; "gpt2" after `minigpt download gpt2`; None for one that is not.
     """
-    directory = WEIGHTS / name
-    return directory if (directory / "config.json").exists() else None
+    if name == BUNDLED:
+        return resolve(name)
+    places = (WEIGHTS_DIR / name, CHECKOUT / WEIGHTS_DIR / name)
+    return next((place for place in places if (place / CONFIG).exists()), None)
 
 
 def check(test: Callable[[], None]) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from minigpt.model import GPT, require_model
-from minigpt.support.checks import is_number
+from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.tokens import listed_tokens
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Score:
         Raises:
             MinigptError: for a text without bytes.
         """
-        if not is_number(n_bytes) or type(n_bytes) is not int or n_bytes < 1:
-            raise MinigptError(f"n_bytes is {n_bytes!r}, needed a whole number of at least 1")
+        whole("n_bytes", n_bytes, 1, 2**63 - 1)
         return -self.log_probabilities.double().sum().item() / math.log(2) / n_bytes
 
 
@@ -86,13 +86,16 @@ def score(
     require_model(model)
     context = model.config.n_positions
     stride = max(1, context // 2) if stride is None else stride
-    if type(stride) is not int or not 1 <= stride < context:
+    why = "less than the context, so that every token has one before it"
+    whole("stride", stride, 1, context - 1, why)
+    text = listed_tokens(ids, "the text", model.config.vocab_size)
+    count = len(text)
+    if count < 2:
         raise MinigptError(
-            f"stride is {stride!r}, needed a whole number from 1 to {context - 1}: less than the "
-            f"context, so that every token has one before it"
+            f"the text has {count} tokens, needed at least 2: the first is not scored, so put the "
+            f"end-of-text token before it"
         )
-    tokens = _checked(ids, model.config.vocab_size)  # (N,)
-    count = len(tokens)
+    tokens = torch.tensor(text)  # (N,)
     log_probabilities = torch.empty(count - 1)
     done = 1  # tokens that are scored, or never will be: the first
     with evaluating(model), torch.inference_mode():
@@ -112,24 +115,4 @@ def score(
             done = end
             if done == count:
                 break
-    return Score(tokens.tolist(), log_probabilities)
-
-
-def _checked(ids: Sequence[int], vocab_size: int) -> Tensor:
-    """The text as a row of tokens: (N,) int64."""
-    try:
-        tokens = torch.as_tensor(ids if len(ids) else torch.empty(0, dtype=torch.int64)).cpu()
-        integers = tokens.ndim == 1 and tokens.dtype in (torch.int64, torch.int32)
-    except (TypeError, ValueError, RuntimeError):
-        integers = False
-    if not integers or ((tokens < 0) | (tokens >= vocab_size)).any():
-        raise MinigptError(
-            f"the text holds something else than this model's tokens, needed a list of whole "
-            f"numbers from 0 to {vocab_size - 1}"
-        )
-    if len(tokens) < 2:
-        raise MinigptError(
-            f"the text has {len(tokens)} tokens, needed at least 2: the first is not scored, so "
-            f"put the end-of-text token before it"
-        )
-    return tokens.long()
+    return Score(text, log_probabilities)

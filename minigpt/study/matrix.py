@@ -49,10 +49,14 @@ class Column:
         """With random weights, large enough for attention to prefer some keys to others."""
         n_embd, n_head, n_kv_head = WIDTHS[self.width]
         config = GPTConfig(
-            vocab_size=self.vocab_size, n_positions=positions, n_embd=n_embd, n_layer=1,
-            n_head=n_head, n_kv_head=n_kv_head if self.grouped else None,
+            vocab_size=self.vocab_size,
+            n_positions=positions,
+            n_embd=n_embd,
+            n_layer=1,
+            n_head=n_head,
+            n_kv_head=n_kv_head if self.grouped else None,
             initializer_range=1.5 / n_embd**0.5,
-        )  # fmt: skip
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = GPT(config, numerics=numerics)

@@ -55,19 +55,23 @@ class Report:
         return {"equal": self.equal, "comparisons": self.comparisons, **asdict(self)}
 
     def __str__(self) -> str:
+        headings = ("compared", "unequal", "median ULP", "max difference")
+        rows = [
+            (
+                f"  {check.name}",
+                f"{check.compared:,}",
+                f"{check.unequal:,}",
+                f"{check.median_ulp:,}",
+                f"{check.max_difference:.2g}",
+            )
+            for check in self.checks
+        ]
         lines = [
             f"{self.numerics} numerics, {self.dtype} on {self.device}, {self.threads} threads, "
             f"{self.positions} positions",
             "",
-            table(
-                ("cached against uncached", "compared", "unequal", "median ULP", "max difference"),
-                [
-                    (f"  {c.name}", f"{c.compared:,}", f"{c.unequal:,}", f"{c.median_ulp:,}",
-                     f"{c.max_difference:.2g}")
-                    for c in self.checks
-                ],
-            ),
-        ]  # fmt: skip
+            table(("cached against uncached", *headings), rows),
+        ]
         lines.append("")
         if self.nan_positions:
             lines.append(

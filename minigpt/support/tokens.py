@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from minigpt.support.checks import is_whole, listed
 from minigpt.support.errors import MinigptError
 
 
@@ -38,6 +41,21 @@ def check_tokens(tokens: object, vocab_size: int, longest: int, device: torch.de
             f"{tokens.shape[1]} tokens do not fit the context of {longest} positions: pass at most "
             f"{longest}"
         )
+
+
+def listed_tokens(values: Iterable[int] | Tensor, name: str, vocab_size: int) -> list[int]:
+    """One text's tokens, from a list, a range, a row of a tensor or of an array.
+
+    Raises:
+        MinigptError: for anything but whole numbers of the vocabulary.
+    """
+    tokens = listed(values, name, "a list of token ids")
+    for token in tokens:
+        if not is_whole(token) or not 0 <= token < vocab_size:
+            raise MinigptError(
+                f"{name} holds {token!r}, needed whole numbers from 0 to {vocab_size - 1}"
+            )
+    return tokens
 
 
 def within_context(length: int | None, longest: int) -> int:

@@ -71,7 +71,8 @@ def test_memory_is_that_of_the_caches(exact, ids, costs):
     assert costs["window"].nbytes == costs["growing"].nbytes  # a text shorter than the window
 
 
-def test_the_text_is_an_aligned_table(exact, ids):
+def test_the_text_is_an_aligned_table(exact, ids, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")  # a terminal that holds all columns
     comparison = compare_caches(exact, ids, ["static", ("window", {"window": 8, "sinks": 2})])
     about, *lines = str(comparison).splitlines()
     assert about.startswith("35 tokens decoded after a prompt of 35, exact numerics in float32")
@@ -101,8 +102,11 @@ def test_goes_into_json(exact, ids):
     [
         ({"ids": [1, 2]}, "the text to compare on has 2 tokens, needed 3 to 160"),
         ({"ids": [1] * 161}, "the text to compare on has 161 tokens"),
-        ({"prompt": 0}, "prompt is 0, needed 1 to 68 of the text's 70 tokens"),
-        ({"prompt": 69}, "prompt is 69, needed 1 to 68"),
+        (
+            {"prompt": 0},
+            "prompt is 0, needed a whole number from 1 to 68: two of the",
+        ),
+        ({"prompt": 69}, "prompt is 69, needed a whole number from 1 to 68"),
         ({"kinds": ["static", "magic"]}, "cache kind is 'magic'"),
         ({"kinds": [("window", {"page": 1})]}, "a window cache has no setting 'page'"),
     ],

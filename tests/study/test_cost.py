@@ -9,6 +9,7 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.cache.kinds import KINDS
+from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.study.cost import cache_bytes, inspect, parse_size
 
@@ -41,7 +42,17 @@ class TestTheParameters:
         found, model = inspect(saved), GPT.from_pretrained(saved)
         assert found.total == sum(p.numel() for p in model.parameters())
         assert found.nbytes == sum(p.nbytes for p in model.parameters())
-        assert found.dtype == "bfloat16"
+        assert found.dtype == found.stored == "bfloat16"
+
+    def test_of_a_narrow_file_take_what_they_are_widened_to(self, make_model, tmp_path):
+        model = make_model()
+        state = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+        weights.save(tmp_path, model.config, state, torch.bfloat16)
+        found = inspect(tmp_path)
+        assert found.nbytes == sum(p.nbytes for p in GPT.from_pretrained(tmp_path).parameters())
+        line = f"stored in bfloat16 ({found.total * 2:,} bytes), computed with in float32"
+        assert line in str(found)
+        assert "stored in" not in str(inspect("gpt2"))
 
     def test_are_told_by_part(self, saved):
         found, model = inspect(saved).parameters, GPT.from_pretrained(saved)
@@ -94,6 +105,16 @@ class TestTheCaches:
     def test_do_not_fit_where_the_weights_do_not(self):
         found = inspect("gpt2", memory=10**6).caches[0]
         assert (found.tokens_that_fit, found.sequences_that_fit) == (0, 0)
+
+    def test_are_told_what_the_weights_alone_take_where_they_do_not_fit(self):
+        *_, both = str(inspect("gpt2", memory=10**9)).splitlines()
+        assert both.endswith("leave 502,240,768 (float32) and 751,120,384 (bfloat16) for caches")
+        *_, one = str(inspect("gpt2-xl", memory=4 * 10**9)).splitlines()
+        assert "leave 884,777,600 (bfloat16) for caches; in float32 the weights alone" in one
+        *_, none = str(inspect("gpt2-xl", memory=2 * 10**9)).splitlines()
+        assert "the weights leave nothing for caches" in none
+        assert "in float32 the weights alone take 6,230,444,800 bytes" in none
+        assert "in bfloat16 the weights alone take 3,115,222,400 bytes" in none
 
 
 class TestTheSource:

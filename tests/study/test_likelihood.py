@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -13,9 +12,10 @@ from transformers import GPT2LMHeadModel
 
 from minigpt import MinigptError
 from minigpt.commands import score_command as command
+from minigpt.commands.options import Parser
 from minigpt.study.likelihood import score
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 
 @pytest.fixture(autouse=True)
@@ -149,9 +149,21 @@ def test_a_stride_out_of_range_is_refused(model, stride):
         score(model, [1, 2, 3], stride)
 
 
-@pytest.mark.parametrize("ids", [[1, 211], [-1, 2], [1.0, 2.0], ["a"], [[1, 2]], 5, None, "text"])
-def test_a_text_of_anything_but_tokens_is_refused(model, ids):
-    with pytest.raises(MinigptError, match="text holds something else.* from 0 to 210"):
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ([1, 211], "holds 211, needed whole numbers from 0 to 210"),
+        ([-1, 2], "holds -1"),
+        ([1.0, 2.0], "holds 1.0"),
+        (["a"], "holds 'a'"),
+        ([[1, 2]], r"holds \[1, 2\]"),
+        ("text", "holds 't'"),
+        (5, "is 5, needed a list of token ids"),
+        (None, "is None, needed a list of token ids"),
+    ],
+)
+def test_a_text_of_anything_but_tokens_is_refused(model, ids, found):
+    with pytest.raises(MinigptError, match=f"the text {found}"):
         score(model, ids)
 
 
@@ -204,7 +216,7 @@ def run(capsys):
     """run(directory, FILE, ...): stdout and stderr of `minigpt score`."""
 
     def call(directory, *arguments):
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         command.add(parser.add_subparsers())
         options = parser.parse_args(["score", "--model", str(directory), *map(str, arguments)])
         assert options.run(options) == 0

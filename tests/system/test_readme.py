@@ -2,8 +2,9 @@
 
 A page's blocks run in their order, in one folder, as a reader would run them. What differs: gpt2
 and gpt2-xl are small models with random weights, downloaded from a hub that is imitated here;
-training ends after two steps, and the bench measures quickly. Of what a block shows, the names in
-its tables must be there; numbers and stories differ from one machine to the next.
+training ends after two steps and takes no GPU, and the bench measures quickly. Of what a block
+shows, the names in its tables must be there; numbers and stories differ from one machine to the
+next.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from minigpt import GPT, GPTConfig
+from minigpt import GPT, GPTConfig, Tokenizer
 from minigpt.checkpoint.hub import PINNED, Pin
 from minigpt.commands.cli import main
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import ROOT, TOY
 
@@ -37,7 +38,8 @@ PAGES = sorted(
 WEIGHTS = "model.safetensors"
 LESS = {  # what is appended to a command, so that it ends soon
     "train": "--steps 2",
-    "train --preset toy": "--data stories:300",
+    "train --preset toy": "--device cpu --no-compile --data stories:300 --tokenizer byte",
+    "train --preset toy --out": "--batch-size 2",
     "bench": "--quick --model random:nano",
 }
 NOT_RUN = {"git clone … && cd minigpt", "make notebooks"}  # a fresh clone; a program with windows
@@ -70,8 +72,9 @@ def folder(tmp_path: Path, fake_hub: FakeHub, monkeypatch, threads) -> Path:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text(text)
     torch.manual_seed(0)
+    small = GPTConfig(Tokenizer.from_pretrained(TOY).n_vocab, 256, 32, 2, 2)
     for name in ("gpt2", "gpt2-xl"):
-        GPT(GPTConfig(1024, 256, 32, 2, 2)).save_pretrained(tmp_path / "weights" / name)
+        GPT(small).save_pretrained(tmp_path / "weights" / name)
         for file in ("vocab.json", "merges.txt"):
             shutil.copy(TOY / file, tmp_path / "weights" / name)
     made = {file.name: file.read_bytes() for file in (tmp_path / "weights" / "gpt2").iterdir()}

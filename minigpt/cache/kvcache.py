@@ -1,4 +1,4 @@
-"""What every KV cache can do: one class, as passes and surgery must keep the same fields in step.
+"""What every KV cache can do: one class, because passes and surgery share the fields they move.
 
 Read `plain.py` first, which is short. A cache is one object for all layers. It owns positions
 (`cache.lengths` says where each row goes on), so a model and its cache cannot disagree about where
