@@ -28,6 +28,7 @@ from minigpt.cache.plain import StaticCache
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.numerics.base import KEY_BLOCK, DeviceStarts, RowModule
+from minigpt.numerics.recorder import Recorder
 
 AHEAD = 16  # tokens chosen before the host looks, where nobody waits for each
 WORTH_IT = 6  # steps after which a capture, which takes two of them itself, has paid
@@ -38,11 +39,10 @@ Choose = Callable[[Tensor], Tensor]  # logits (B, V) -> the next tokens (B,)
 class DeviceLayer(LayerCache):
     """One layer of a static cache, written where the device says."""
 
-    def __init__(self, cache: StaticCache, layer: int, starts: DeviceStarts) -> None:
+    def __init__(self, cache: StaticCache, layer: int, rows: Tensor, starts: DeviceStarts) -> None:
         super().__init__(cache, layer)
         self.keys, self.values = cache._views[layer]  # (B, G, capacity, D) each
-        self.starts = starts
-        self.rows = torch.arange(cache.batch_size, device=starts.positions.device)
+        self.rows, self.starts = rows, starts  # (B,): 0, 1, ...
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
         self.keys[self.rows, :, self.starts.positions] = k[:, :, 0]  # (B, G, D)
@@ -64,7 +64,8 @@ def step(
         (B, V). The keys and values are in the cache, whose lengths are the caller's business.
     """
     starts = DeviceStarts(blocks, positions)
-    layers = [DeviceLayer(cache, layer, starts) for layer in range(cache.spec.n_layer)]
+    rows = torch.arange(cache.batch_size, device=tokens.device)
+    layers = [DeviceLayer(cache, layer, rows, starts) for layer in range(cache.spec.n_layer)]
     return model.compute(tokens[:, None], positions[:, None], layers)
 
 
@@ -220,4 +221,5 @@ def _stamp(origin: Origin, modules: Sequence[nn.Module]) -> object:
     replay would not call."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return None
-    return origin, [module.ops for module in modules if isinstance(module, RowModule)]
+    ops = [module.ops for module in modules if isinstance(module, RowModule)]
+    return None if any(isinstance(one, Recorder) for one in ops) else (origin, ops)
