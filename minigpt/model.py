@@ -181,7 +181,7 @@ class GPT(RowModule):
 
     def compute(self, tokens: Tensor, positions: Tensor, layers: Layers, wanted: int | slice = -1
                 ) -> Tensor:  # fmt: skip
-        """The pass itself, unchecked: `positions` (B, T) or (T,), one of `layers` for each block."""
+        """The pass itself, unchecked: `positions` (B, T) or (T,), one of `layers` for a block."""
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.config.embd_pdrop, self.training)
         for block, layer in zip(self.h, layers, strict=True):

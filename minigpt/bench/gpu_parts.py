@@ -38,7 +38,7 @@ class Place:
     def __init__(self, device: str, small: bool) -> None:
         self.device, self.small = torch.device(device), small
         self.cuda = self.device.type == "cuda"
-        self.rounds = 2 if small else 5
+        self.rounds = 1 if small else 3
         self.steps = 8 if small else STEPS
 
     def model(self, preset: str, dtype: torch.dtype, numerics: str = "fast", **changes: Any) -> GPT:
@@ -116,7 +116,7 @@ def exactness(findings: Findings, place: Place) -> None:
                     f"{name}: verify", report.equal, seconds=time.perf_counter() - began,
                     first=str(report.diagnosis or "")[:300],
                 )  # fmt: skip
-    with findings.trying("drafts, batches, engine"):
+    with findings.trying("drafts and batches"):
         _texts(findings, place, place.model("toy", torch.bfloat16, "exact"))
 
 
@@ -168,12 +168,6 @@ def _texts(findings: Findings, place: Place, model: GPT) -> None:
     drafted = [generate(model, ids, count, 0.9, seed=n, draft="lookup").tokens
                for n, ids in enumerate(prompts)]  # fmt: skip
     findings.add("texts with drafts beside those without", drafted == alone)
-    try:
-        from minigpt.generation.engine import Engine
-    except ImportError:
-        findings.add("engine", "is not there")
-        return
-    del Engine
 
 
 # --- speed ------------------------------------------------------------------------------------
@@ -246,9 +240,7 @@ def decoding(findings: Findings, place: Place) -> None:
 def _decode(findings: Findings, place: Place, model: GPT, rival: Any, rows: int) -> None:
     length = min(128, model.config.n_positions // 2)
     tokens = random_tokens(model, random.Random(0), rows, length)
-    ours = {
-        name: _Decoder(model, tokens, name, place.steps) for name in ("fast", "exact")
-    }
+    ours = {name: _Decoder(model, tokens, name, place.steps) for name in ("fast", "exact")}
     contenders = {f"minigpt {name}": one.ahead() for name, one in ours.items()}
     contenders["minigpt exact, looking at each"] = ours["exact"].ahead(1)
     contenders["minigpt fast, calls"] = ours["fast"].calls()
@@ -281,7 +273,8 @@ def _rival(config: GPTConfig, place: Place) -> Any:
         pad_token_id=0,
     )  # fmt: skip
     with place.device:
-        return GPT2LMHeadModel(shape).to(place.device, torch.bfloat16).eval()
+        model: Any = GPT2LMHeadModel(shape)
+        return model.to(place.device, torch.bfloat16).eval()
 
 
 @torch.inference_mode()
@@ -338,6 +331,7 @@ def _prefill(findings: Findings, place: Place, model: GPT, rival: Any) -> None:
 
 def large(findings: Findings, place: Place) -> None:
     """How much of the bandwidth decoding reaches where weights are all there is to read."""
+    model = place.model("gpt2-xl", torch.bfloat16)
     findings.wait_for_turn()
     side = 2**24 if place.small else 2**30
     block = torch.empty(side, dtype=torch.uint8, device=place.device)
@@ -349,8 +343,7 @@ def large(findings: Findings, place: Place) -> None:
     matrix = torch.ones(side // 2**13, 2**12, device=place.device, dtype=torch.bfloat16)
     times = [place.seconds(lambda: [matrix @ matrix[0] for _ in range(8)]) for _ in range(5)]
     findings.add("matrix times vector", 8 * matrix.nbytes / min(times) / 1e9, "GB/s")
-    del block, other, matrix
-    model = place.model("gpt2-xl", torch.bfloat16)
+    block = other = matrix = torch.empty(0)
     tokens = random_tokens(model, random.Random(0), 1, 64)
     read = sum(weight.nbytes for weight in model.parameters()) - model.wpe.weight.nbytes
     read += (64 + place.steps / 2) * model.cache_spec.bytes_per_token
@@ -393,7 +386,7 @@ def rival_compiled(findings: Findings, place: Place) -> None:
     for turn in range(place.rounds + 1):
         took = {name: place.seconds(prepare()) for name, prepare in ours.items()}
         begun = place.seconds(lambda: generated(short))
-        took["generate"] = (place.seconds(lambda: generated(long)) - begun)
+        took["generate"] = place.seconds(lambda: generated(long)) - begun
         if forward is not None:
             took["forward"] = place.seconds(forward)
         for name, seconds in took.items():
@@ -402,9 +395,10 @@ def rival_compiled(findings: Findings, place: Place) -> None:
     for name, each in samples.items():
         if each:
             ratios = {
-                f"{name} / {mine}": median([a / b for a, b in zip(each, samples[mine], strict=True)])
-                for mine in ours if name not in ours
-            }  # fmt: skip
+                f"/ {mine}": median([a / b for a, b in zip(each, samples[mine], strict=True)])
+                for mine in ours
+                if name not in ours
+            }
             findings.add(f"bfloat16, 1 row, {name}", median(each), "ms/step", **ratios)
 
 
@@ -412,9 +406,11 @@ def _compiled_forward(rival: Any, tokens: Tensor, place: Place) -> Callable[[], 
     """The leanest loop over its forward pass: compiled with CUDA graphs, nothing but argmax."""
     from transformers import StaticCache
 
-    cache = StaticCache(config=rival.config, max_cache_len=min(256, rival.config.n_positions))
+    cache: Any = StaticCache(config=rival.config, max_cache_len=min(256, rival.config.n_positions))
     length = tokens.shape[1]
-    fast = torch.compile(rival.forward, mode="reduce-overhead", fullgraph=True)
+    fast = rival.forward
+    if place.cuda:
+        fast = torch.compile(fast, mode="reduce-overhead", fullgraph=True)
 
     @torch.inference_mode()
     def decode() -> None:
@@ -425,7 +421,9 @@ def _compiled_forward(rival: Any, tokens: Tensor, place: Place) -> Callable[[], 
             torch.compiler.cudagraph_mark_step_begin()
             token = new[:, -1].argmax(-1, keepdim=True).clone()
             at = torch.tensor([length + n], device=tokens.device)
-            new = fast(token, past_key_values=cache, cache_position=at, position_ids=at[None]).logits
+            new = fast(
+                token, past_key_values=cache, cache_position=at, position_ids=at[None]
+            ).logits
         new.argmax().item()
 
     for _ in range(3):
@@ -438,8 +436,8 @@ def _compiled_forward(rival: Any, tokens: Tensor, place: Place) -> Callable[[], 
 
 def memory(findings: Findings, place: Place) -> None:
     """A large cache takes what was computed, and generating takes no more and more."""
-    findings.wait_for_turn()
     model = place.model("gpt2", torch.bfloat16)
+    findings.wait_for_turn()
     rows, length = (4, 100) if place.small else (64, 1024)
     before = _allocated(place)
     cache: KVCache | None = model.new_cache(rows, length)
@@ -485,24 +483,20 @@ def training(findings: Findings, place: Place) -> None:
     rows = 2 if place.small else 16
     torch.set_float32_matmul_precision("high")
     contenders: dict[str, Callable[[], object]] = {}
-    compiled = place.cuda
-    for name, make in {
-        "plain loop, compiled": lambda: plain_step(config, place.device, rows, compiled),
-        "minigpt, compiled": lambda: our_step(config, place.device, rows, compiled),
-        "minigpt": lambda: our_step(config, place.device, rows, False),
-    }.items():
+    for name, make, compiled in (
+        ("plain loop, compiled", plain_step, place.cuda),
+        ("minigpt, compiled", our_step, place.cuda),
+        ("minigpt", our_step, False),
+    ):
         with findings.trying(name):
             began = time.perf_counter()
-            step = make()
+            step = make(config, place.device, rows, compiled)
             for _ in range(2):
                 step()
             contenders[name] = step
             findings.add(f"{name}: made and warmed up", time.perf_counter() - began, "s")
     findings.wait_for_turn()
-    samples = place.interleaved(
-        {name: (lambda step=step: lambda: [step() for _ in range(3)])
-         for name, step in contenders.items()}
-    )  # fmt: skip
+    samples = place.interleaved({name: _thrice(step) for name, step in contenders.items()})
     tokens = rows * config.n_positions
     count = sum(_count(shape) for shape in config.tensors().values())
     count -= config.n_positions * config.n_embd
@@ -516,6 +510,10 @@ def training(findings: Findings, place: Place) -> None:
         findings.add(f"training step, {name}", 1e3 * each, "ms", **more)
     if place.cuda:
         findings.add("peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB, all three")
+
+
+def _thrice(step: Callable[[], object]) -> Callable[[], Callable[[], object]]:
+    return lambda: lambda: [step() for _ in range(3)]
 
 
 def _count(shape: Sequence[int]) -> int:

@@ -85,7 +85,8 @@ class DeviceSteps:
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.noise: Tensor | None = None  # (B, V), where a recorded step reads it
-        self.pool: Any = None
+        self._aside: Any = None  # a stream to record on, and the memory that recordings share
+        self._pool: Any = None
         self._recorded: dict[tuple[object, ...], tuple[Any, Tensor]] = {}
         self._stamp: object = None
 
@@ -167,7 +168,9 @@ class DeviceSteps:
             graph, logits = self._recorded[key]
             graph.replay()
             return logits
-        room = min(KEY_BLOCK * block - length for block, length in zip(blocks, lengths, strict=True))
+        room = min(
+            KEY_BLOCK * block - length for block, length in zip(blocks, lengths, strict=True)
+        )
         if self._stamp is None or min(left, room) < WORTH_IT or not self._can_record():
             return run()
         self._recorded[key] = graph, logits = self._record(run)
@@ -182,16 +185,20 @@ class DeviceSteps:
         and what libraries allocate. Running it twice writes the same keys to the same places."""
         state = (self.tokens, self.positions, self.finite)
         before = [tensor.clone() for tensor in state]
-        aside = torch.cuda.Stream()
+        if self._aside is None:
+            self._aside, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        graph, aside = torch.cuda.CUDAGraph(), self._aside
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             run()
+            torch.cuda.synchronize()
+            # Not `torch.cuda.graph`, which empties torch's store of free memory every time.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits = run()  # written down, not computed
+            finally:
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(aside)
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):  # which runs nothing
-            logits = run()
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         return graph, logits

@@ -81,8 +81,7 @@ class DeviceStarts(tuple[int, ...]):
         """Each row's, for itself."""
         blocks = [(latest + 1) // KEY_BLOCK for latest in self]
         return [
-            DeviceStarts([n], one)
-            for n, one in zip(blocks, self.positions.split(1), strict=True)
+            DeviceStarts([n], one) for n, one in zip(blocks, self.positions.split(1), strict=True)
         ]
 
 

@@ -108,8 +108,9 @@ class ExactOps(RowOps):
         if (ragged and (T > 1 or min(starts) < firsts[0])) or (
             B > 1 and not all(map(attention_sizes, shapes))
         ):
-            on_device = isinstance(starts, DeviceStarts)
-            each = starts.split() if on_device else [(start,) for start in starts]
+            each: Sequence[Sequence[int]] = [(start,) for start in starts]
+            if isinstance(starts, DeviceStarts):
+                each = starts.split()
             rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
             return torch.cat(
                 [self.attention(*qkv, its, scale, dropout) for *qkv, its in rows]  # type: ignore[call-arg]

@@ -121,7 +121,9 @@ def test_texts_are_those_of_calls(settings, on_device, monkeypatch):
     assert (ours.tokens, ours.finish_reason) == (theirs.tokens, theirs.finish_reason)
     assert ours.log_probabilities == theirs.log_probabilities
     assert caches[0].tokens == caches[1].tokens
-    assert all(torch.equal(a, b) for a, b in zip(caches[0].layer(1), caches[1].layer(1), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(caches[0].layer(1), caches[1].layer(1), strict=True)
+    )
 
 
 @pytest.mark.parametrize("stop", range(0, 40, 3))
