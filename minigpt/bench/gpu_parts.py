@@ -77,6 +77,8 @@ class Place:
 
 def run(part: str, findings: Findings, device: str, small: bool) -> None:
     place = Place(device, small)
+    if not place.cuda:
+        torch.set_num_threads(1)  # a CPU is for trying the script, often beside other work
     PARTS[part](findings, place)
 
 
