@@ -233,6 +233,9 @@ def decoding(findings: Findings, place: Place) -> None:
             _decode(findings, place, model, rival, rows)
     with findings.trying("prefill"):
         _prefill(findings, place, model, rival)
+    for name in ("fast", "exact"):
+        with findings.trying(f"kernels of a step, {name}"):
+            _kernels(findings, place, model, name)
     with findings.trying("float32"):
         del rival
         model = place.model("gpt2", torch.float32)
@@ -264,6 +267,34 @@ def _decode(findings: Findings, place: Place, model: GPT, rival: Any, rows: int)
             more["x"] = median([b / s for b, s in zip(base, seconds, strict=True)])
         what = f"{_name(model.dtype)}, {rows} rows, {name}"
         findings.add(what, median(each), "ms/step", **more)
+
+
+def _kernels(findings: Findings, place: Place, model: GPT, numerics: str) -> None:
+    """Where the time of a step goes, on the device, by kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model.numerics = numerics
+    cache = model.new_cache()
+    with torch.inference_mode():
+        model.next_logits(random_tokens(model, random.Random(0), 1, 20), cache=cache)
+        steps = DeviceSteps(model, cache)  # type: ignore[arg-type]
+        for _ in range(3):
+            steps.logits([1])
+        kinds = [ProfilerActivity.CUDA] if place.cuda else [ProfilerActivity.CPU]
+        place.wait()
+        with profile(activities=kinds) as found:
+            for _ in range(4):
+                steps.logits([1])
+            place.wait()
+    times: dict[str, list[float]] = {}
+    for event in found.key_averages():
+        took = event.self_device_time_total if place.cuda else event.self_cpu_time_total
+        if took:
+            times[event.key] = [took / 4, event.count / 4]
+    findings.add(f"kernels of a step, {numerics}", sum(t for t, _ in times.values()), "us",
+                 count=sum(n for _, n in times.values()))  # fmt: skip
+    for key, (took, count) in sorted(times.items(), key=lambda item: -item[1][0])[:14]:
+        findings.add(f"  {key[:70]}", took, "us", count=count)
 
 
 def _rival(config: GPTConfig, place: Place) -> Any:
