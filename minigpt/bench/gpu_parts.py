@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minigpt.bench.gpu_check import Findings
 from minigpt.bench.plain_gpt import plain_step
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.batch import generate_batch
 from minigpt.generation.continuation import choose_likeliest, generate

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from minigpt.cache.base import KVCache, LayerCache
+from minigpt.cache.kvcache import KVCache, LayerCache
 from minigpt.cache.origin import Origin
 from minigpt.cache.plain import StaticCache
 from minigpt.generation.sampling import Sampler

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt import MinigptError, generate, stream
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.cache.origin import Origin
 from minigpt.config import GPTConfig
 from minigpt.generation import decoding
