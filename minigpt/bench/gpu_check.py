@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minigpt.bench.findings import Findings
+from minigpt.bench.findings import Findings, put
 from minigpt.support.tables import table
 
 
