@@ -164,8 +164,7 @@ class KVCache(ABC):
                 yield
                 self._commit(count)
             except BaseException:  # KeyboardInterrupt too
-                with torch.inference_mode():
-                    self._forget(self._lengths, end)
+                self._forget(self._lengths, end)
                 raise
             self._lengths = [length + count for length in self._lengths]
             self._origin = origin
@@ -231,8 +230,7 @@ class KVCache(ABC):
                 )
         with self.in_use():
             lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
-            with torch.inference_mode():
-                self._forget(lengths, len(self))
+            self._forget(lengths, len(self))
             self._lengths = lengths
             if self._tokens is not None:
                 self._tokens = [row[:n] for row, n in zip(self._tokens, lengths, strict=True)]
@@ -320,7 +318,7 @@ class KVCache(ABC):
         caches = list(dict.fromkeys(cache for cache, _ in sources))
         origin = joined([cache._origin for cache in caches if len(cache)])
         new = self._empty(len(sources), capacity)
-        with ExitStack() as uses, torch.inference_mode():
+        with ExitStack() as uses:
             for cache in caches:
                 uses.enter_context(cache.in_use())
             new._adopt(sources)
