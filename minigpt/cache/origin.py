@@ -19,8 +19,8 @@ from torch import nn
 
 from minigpt.config import GPTConfig
 from minigpt.numerics.base import RowModule
-from minigpt.numerics.certificates import Place
 from minigpt.numerics.changes import Glance, checksum, weights_in
+from minigpt.numerics.place import Place
 from minigpt.support.errors import MinigptError
 
 FOREIGN = "another program's"  # numerics of rows that were not computed here

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.numerics.base import ACTIVATION, RowOps, plain_linear, records_gradients, visible
-from minigpt.numerics.packed import PACK_FROM, Packed
+from minigpt.numerics.certificates import packed_works
+from minigpt.numerics.copies import COPY_FROM, Copies
+from minigpt.numerics.place import Place
 
 
 class FastOps(RowOps):
@@ -17,14 +19,17 @@ class FastOps(RowOps):
 
     name = "fast"
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        # One row of float32 only reads the weight, which the plain product does quicker.
-        plain = weight.numel() < PACK_FROM or (rows == 1 and x.dtype == torch.float32)
-        if not plain and not records_gradients(x, weight):
-            kernel = packed.kernel(weight)
-            if kernel is not None:
-                return kernel(x.reshape(rows, -1), bias).view(*x.shape[:-1], -1)
+        if not records_gradients(x, weight):
+            # One row of float32 only reads the weight, which the plain product does quicker.
+            many = rows > 1 or x.dtype != torch.float32
+            if many and weight.numel() >= COPY_FROM:
+                kernel = copies.packed(weight)
+                if kernel is not None and packed_works(*weight.shape, Place.of(x)):
+                    return kernel(x, bias)
+            elif x.ndim == 3 and len(x) == 1 and bias is not None and weight.stride(1) == 1:
+                return torch.baddbmm(bias, x, weight[None])  # without the views of a flat product
         return plain_linear(x, weight, bias)
 
     def attention(

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from minigpt.numerics import certificates, exact
 from minigpt.numerics.base import ACTIVATION, plain_linear
-from minigpt.numerics.certificates import AttentionShape, LinearShape, Place, RowwiseShape
+from minigpt.numerics.certificates import AttentionShape, LinearShape, RowwiseShape
+from minigpt.numerics.place import Place
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
@@ -21,7 +22,7 @@ class TestACertificate:
 
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch):
-        monkeypatch.setattr("minigpt.numerics.packed.Packed.kernel", lambda self, weight: None)
+        monkeypatch.setattr(certificates, "pack", lambda weight: None)
         self.forget()
         yield
         self.forget()
@@ -29,7 +30,7 @@ class TestACertificate:
     def forget(self):
         certificates.certified_calls.cache_clear()
         certificates.rowwise_sizes.cache_clear()
-        certificates.attention_sizes.cache_clear()
+        certificates.attention_calls.cache_clear()
 
     @staticmethod
     def split_sum(x, weight, bias):
@@ -115,8 +116,9 @@ class TestACertificate:
 
         plain_mix = certificates.attention_mix
         monkeypatch.setattr(certificates, "attention_mix", mix)
+        monkeypatch.delitem(certificates.ATTENTION, "fused")
         shape = AttentionShape(1, 2, 1, 256, 32, PLACE)
-        sizes = certificates.attention_sizes(shape)
+        sizes = certificates.attention_calls(shape).sizes
         assert 4 not in sizes
         assert 16 in sizes
 

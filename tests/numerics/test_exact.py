@@ -7,14 +7,10 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates, exact
-from minigpt.numerics.certificates import (
-    SIZES,
-    LinearCalls,
-    Place,
-)
+from minigpt.numerics.certificates import SIZES, AttentionCalls, LinearCalls
+from minigpt.numerics.place import Place
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
 
 
 def decoded(model, tokens, chunks, **options):
@@ -29,7 +25,7 @@ def no_certificates(monkeypatch):
     """As on a machine where no probe passes: only what is exact by construction is left."""
     monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}, ()))
     monkeypatch.setattr(exact, "rowwise_sizes", lambda shape: (1,))
-    monkeypatch.setattr(exact, "attention_sizes", lambda shape: ())
+    monkeypatch.setattr(exact, "attention_calls", lambda shape: AttentionCalls("plain", ()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,10 +51,16 @@ def test_it_holds_by_construction_alone(no_certificates, make_model, text, dtype
 
 
 def test_construction_and_certificates_give_the_same_bits(make_model, text, request):
-    model, tokens = make_model(numerics="exact"), text(2, 60)
-    certified = model(tokens)
+    tokens = text(2, 60)
+    certified = make_model(numerics="exact")(tokens)
+    kernel = exact.attention_calls(certificates.AttentionShape(
+        1, 3, 1, 128, 16, Place.here(torch.float32, torch.device("cpu"))
+    )).kernel  # fmt: skip
     request.getfixturevalue("no_certificates")
-    assert torch.equal(model(tokens), certified)
+    request.getfixturevalue("monkeypatch").setattr(
+        exact, "attention_calls", lambda shape: AttentionCalls(kernel, ())
+    )
+    assert torch.equal(make_model(numerics="exact")(tokens), certified)
 
 
 @pytest.mark.parametrize("capacity", [133, 140, 160])
@@ -160,9 +162,13 @@ def test_probing_leaves_the_users_random_numbers_alone(make_model, text):
 def test_a_batch_that_no_call_takes_whole_is_computed_row_by_row(monkeypatch, make_model, text):
     model, batch = make_model(numerics="exact"), text(3, 140)
     want = model(batch)
-    certified = exact.attention_sizes
+    certified = exact.attention_calls
     monkeypatch.setattr(
-        exact, "attention_sizes", lambda shape: certified(shape) if shape.batch_size == 1 else ()
+        exact,
+        "attention_calls",
+        lambda shape: certified(shape)._replace(
+            sizes=certified(shape).sizes if shape.batch_size == 1 else ()
+        ),
     )
     assert torch.equal(model(batch), want)
 

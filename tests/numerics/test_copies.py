@@ -8,25 +8,25 @@ import pickle
 import torch
 
 from minigpt.numerics.base import plain_linear
+from minigpt.numerics.copies import Copies
 from minigpt.numerics.fast import FastOps
-from minigpt.numerics.packed import Packed
 
 
 def test_a_packed_weight_is_made_once():
-    packed, weight = Packed(), torch.randn(32, 48)
-    assert packed.kernel(weight) is packed.kernel(weight)
+    copies, weight = Copies(), torch.randn(32, 48)
+    assert copies.packed(weight) is copies.packed(weight)
 
 
 def test_a_packed_weight_is_neither_copied_nor_pickled():
-    packed, weight = Packed(), torch.randn(32, 48)
-    packed.kernel(weight)
-    for twin in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert twin._kernel is None
+    copies, weight = Copies(), torch.randn(32, 48)
+    copies.packed(weight)
+    for twin in (copy.deepcopy(copies), pickle.loads(pickle.dumps(copies))):
+        assert not twin._made
 
 
 def test_where_nothing_can_be_packed_the_plain_product_serves(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     x, weight = torch.randn(3, 600), torch.randn(600, 500)
-    assert Packed().kernel(weight) is None
-    got = FastOps().linear(x, weight, None, Packed())
+    assert Copies().packed(weight) is None
+    got = FastOps().linear(x, weight, None, Copies())
     assert torch.equal(got, plain_linear(x, weight, None))
