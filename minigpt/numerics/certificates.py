@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear
-from minigpt.numerics.copies import COPY_FROM, Bags, pack
+from minigpt.numerics.copies import COPY_FROM, Bags, Chains, pack
 from minigpt.numerics.place import Place
 
 TILE = 16  # rows in the reference call
@@ -79,7 +79,7 @@ class LinearCalls(NamedTuple):
     reference: str  # the kernel of the reference call, "packed" or "plain"
     kernel: dict[int, str]  # for each certified number of rows, the kernel that has its bits
     sizes: tuple[int, ...]  # the certified numbers of rows
-    block: int | None = None  # for one row alone: bags of so many terms have the reference's bits
+    chains: Chains | None = None  # for one row alone: bags in this order have the reference's bits
 
 
 class AttentionShape(NamedTuple):
@@ -125,11 +125,11 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
                 if all(probe.agrees(name, size) for probe in probes):
                     kernel[size] = name
                     break
-        return LinearCalls(names[0], kernel, tuple(kernel), _certified_block(shape, probes))
+        return LinearCalls(names[0], kernel, tuple(kernel), _certified_chains(shape, probes))
 
 
-def _certified_block(shape: LinearShape, probes: list[_LinearProbe]) -> int | None:
-    """The length of bags with the reference's bits, if there is one.
+def _certified_chains(shape: LinearShape, probes: list[_LinearProbe]) -> Chains | None:
+    """The order of summation that the reference has, if it is one of chains.
 
     A kernel for many rows keeps its sums in registers over blocks of terms as long as its makers
     found best. A few columns tell quickly which lengths may be meant; the whole weight decides.
@@ -139,8 +139,11 @@ def _certified_block(shape: LinearShape, probes: list[_LinearProbe]) -> int | No
         return None  # half precision adds in pairs; a weight that lies by columns is no table
     lengths = [shape.n_in, *range(shape.n_in - shape.n_in % 16, 63, -16)]
     for length in dict.fromkeys(lengths):
-        if probes[0].chains(length, columns=16) and all(probe.chains(length) for probe in probes):
-            return length
+        for bias_first in (False, True) if shape.has_bias and length < shape.n_in else (False,):
+            chains = Chains(length, bias_first)
+            likely = probes[0].has_order(chains, columns=16)
+            if likely and all(probe.has_order(chains) for probe in probes):
+                return chains
     return None
 
 
@@ -191,11 +194,11 @@ class _LinearProbe:
         assert self.want is not None
         return torch.equal(self.calls[name](_tiled(self.rows, size, 0)), _tiled(self.want, size, 0))
 
-    def chains(self, length: int, columns: int | None = None) -> bool:
-        """Do bags of so many terms give the reference's bits, in the first columns or all?"""
+    def has_order(self, chains: Chains, columns: int | None = None) -> bool:
+        """Do bags in this order give the reference's bits, in the first columns or all?"""
         assert self.want is not None
         part = slice(0, columns)
-        bags = Bags(self.weight[:, part].contiguous(), length)
+        bags = Bags(self.weight[:, part].contiguous(), chains)
         bias = None if self.bias is None else self.bias[part]
         rows = self.rows if columns is None else self.rows[:2]
         return all(

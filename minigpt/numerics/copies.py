@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -63,15 +63,19 @@ class Copies:
             return None
         return self.get(weight, "packed", lambda: self._copied(weight, pack))
 
-    def bags(self, weight: Tensor, block: int) -> LinearKernel:
-        """The product of one row, in chains of `block` terms that are then added in turn."""
+    def bags(self, weight: Tensor, chains: Chains) -> LinearKernel:
+        """The product of one row, in these chains."""
 
         def make() -> LinearKernel:
             if weight.numel() < COPY_FROM:
-                return Bags(weight, block)  # over the weight as it lies
-            return self._copied(weight, lambda weight: Bags(weight, block))
+                return Bags(weight, chains)  # over the weight as it lies
+            return self._copied(weight, lambda weight: Bags(weight, chains))
 
-        return self.get(weight, block, make)
+        return self.get(weight, chains, make)
+
+    def stacked(self, weight: Tensor) -> Tensor:
+        """The weight itself as a stack of one, (1, in, out)."""
+        return self.get(weight, "stacked", lambda: weight.detach()[None])
 
     def recheck(self, weight: Tensor) -> None:
         """Read all of the weight, and forget the copies if it is not what they were made from."""
@@ -130,14 +134,21 @@ def pack(weight: Tensor) -> LinearKernel | None:
 # --- bags -----------------------------------------------------------------------------------------
 
 
+class Chains(NamedTuple):
+    """An order of summation: chains of `block` terms, whose sums are then added in turn."""
+
+    block: int
+    bias_first: bool = False  # is it added to the first chain's sum, or to the last sum of all?
+
+
 class Bags:
     """The product of one row, over a copy in panels of columns, or over the weight as it lies.
 
-    Each bag is a block of terms in a panel; the blocks' sums are then added in turn.
+    Each bag is a block of terms in a panel.
     """
 
-    def __init__(self, weight: Tensor, block: int) -> None:
-        n_in, n_out = weight.shape
+    def __init__(self, weight: Tensor, chains: Chains) -> None:
+        (n_in, n_out), block = weight.shape, chains.block
         width = _panel(n_out) if weight.numel() >= COPY_FROM else n_out
         with torch.inference_mode(False), torch.no_grad():
             panels = weight.detach().split(width, 1)  # (in, width) each
@@ -148,18 +159,25 @@ class Bags:
             self.index = torch.cat([part + first for part, first in every])  # rows of the table
             self.offsets = torch.tensor([0, *(len(part) for part, _ in every)]).cumsum(0)[:-1]
             self.terms = torch.cat([part for part, _ in every]) if len(panels) > 1 else None
-        self.blocks = len(terms)
+        self.blocks, self.bias_first = len(terms), chains.bias_first
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) of one row -> (..., out)."""
-        factors = x.reshape(-1).contiguous() if self.terms is None else x.take(self.terms)
+        if self.terms is not None:
+            factors = x.take(self.terms)
+        else:
+            factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
         sums = F.embedding_bag(
             self.index, self.table, self.offsets, mode="sum", per_sample_weights=factors
         )
+        shape = *x.shape[:-1], -1
         if self.blocks == 1:
-            y = sums.view(*x.shape[:-1], -1)
+            y = sums.view(shape)
+        elif self.bias_first and bias is not None:
+            first, *rest = sums.view(self.blocks, *shape).unbind()
+            return reduce(torch.add, rest, first + bias)
         else:
-            parts = sums.view(self.blocks, *x.shape[:-1], -1)
+            parts = sums.view(self.blocks, *shape)
             # Torch's own sum adds up to three in turn, more of them in an order of its own.
             y = parts.sum(0) if self.blocks <= 3 else reduce(torch.add, parts.unbind())
         return y if bias is None else y + bias

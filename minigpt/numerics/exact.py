@@ -170,7 +170,7 @@ class ExactProduct:
         (n_in, n_out), by_column = weight.shape, weight.stride(0) == 1
         calls = certified_calls(LinearShape(n_in, n_out, by_column, bias is not None, place))
         self.reference, self.kernel = calls.reference, calls.kernel
-        self.sizes, self.block = calls.sizes, calls.block
+        self.sizes, self.chains = calls.sizes, calls.chains
 
     def fits(self, place: Place, weight: Tensor, bias: Tensor | None) -> bool:
         return self.place is place and self.lies == (weight.shape, weight.stride(), bias is None)
@@ -179,22 +179,26 @@ class ExactProduct:
         """(..., in) -> (..., out)."""
         width = x.shape[-1]
         count = x.numel() // width
-        if count == 1 and self.block is not None:
-            return copies.bags(weight, self.block)(x, bias)
+        if count == 1 and self.chains is not None:
+            return copies.bags(weight, self.chains)(x, bias)
 
         def call(rows: Tensor) -> Tensor:
-            if self.kernel.get(len(rows), self.reference) == "packed":
+            if self.kernel.get(rows.numel() // width, self.reference) == "packed":
                 kernel = copies.packed(weight)
                 assert kernel is not None  # there was one for a weight of this shape and place
                 return kernel(rows, bias)
             return plain_linear(rows, weight, bias)
 
-        rows = x.reshape(count, width).contiguous()  # kernels may choose by strides as well
+        x = x if x.is_contiguous() else x.contiguous()  # kernels may choose by strides as well
+        if self.kernel.get(count) == "packed":
+            return call(x)  # which takes any number of dimensions
+        rows = x if x.ndim == 2 else x.view(count, width)
         return in_calls(rows, call, self.sizes).view(*x.shape[:-1], -1)
 
 
 def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    width, x = x.shape[-1], x.contiguous()  # another layout would go through other code
+    width = x.shape[-1]
+    x = x if x.is_contiguous() else x.contiguous()  # another layout would go through other code
     if x.numel() == width:  # one row is the reference
         return call(x)
     rows = x.view(-1, width)

@@ -29,7 +29,9 @@ class FastOps(RowOps):
                 if kernel is not None and packed_works(*weight.shape, Place.of(x)):
                     return kernel(x, bias)
             elif x.ndim == 3 and len(x) == 1 and bias is not None and weight.stride(1) == 1:
-                return torch.baddbmm(bias, x, weight[None])  # without the views of a flat product
+                return torch.baddbmm(
+                    bias, x, copies.stacked(weight)
+                )  # without the views of a flat product
         return plain_linear(x, weight, bias)
 
     def attention(
