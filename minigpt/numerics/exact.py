@@ -90,6 +90,7 @@ class ExactOps(RowOps):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         (B, H, T, D), G = q.shape, k.shape[1]
         start, place = max(starts), Place.of(q)
         end = start + T
