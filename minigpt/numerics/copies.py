@@ -17,7 +17,6 @@ from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.numerics.changes import Sample, checksum, count_fused_steps
@@ -167,8 +166,9 @@ class Bags:
             factors = x.take(self.terms)
         else:
             factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
-        sums = F.embedding_bag(
-            self.index, self.table, self.offsets, mode="sum", per_sample_weights=factors
+        # What F.embedding_bag calls, with mode 0, "sum"; its checks take longer than small weights.
+        sums, *_ = torch.embedding_bag(
+            self.table, self.index, self.offsets, False, 0, False, factors
         )
         shape = *x.shape[:-1], -1
         if self.blocks == 1:

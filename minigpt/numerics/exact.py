@@ -333,16 +333,26 @@ def _padded(rows: Tensor, size: int, dim: int) -> Tensor:
     return torch.cat([rows, rows.narrow(dim, -1, 1).expand(shape)], dim)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _mask(
     offsets: tuple[int, ...], size: int, keys: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """What hides the future, (rows, 1, size, keys): 0 where query i sees key j, else -inf.
 
-    Each row's first query lies `offset` positions into the last block of keys; queries that lie
-    beyond it are padding, and see all. All layers of a step ask for the same one.
+    Each row's first query lies `offset` positions into the last block of keys. All layers of a step
+    ask for the same one.
     """
+    every = _masks(keys, dtype, device)
+    rows = [every[:, :, offset : offset + size] for offset in offsets]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+@lru_cache(maxsize=64)
+def _masks(keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, 2 · KEY_BLOCK, keys): for every query of the last block, and for padding, which sees
+    all, behind it."""
     with torch.inference_mode(False):
-        query = torch.tensor(offsets)[:, None] + torch.arange(size)  # (rows, size)
-        hidden = torch.arange(keys) > query[:, None, :, None] + keys - KEY_BLOCK
-        return torch.where(hidden, -torch.inf, 0.0).to(device, dtype)
+        hidden = torch.ones(KEY_BLOCK, keys, dtype=torch.bool).triu(keys - KEY_BLOCK + 1)
+        mask = torch.zeros(2 * KEY_BLOCK, keys)
+        mask[:KEY_BLOCK].masked_fill_(hidden, -torch.inf)
+        return mask.to(device, dtype)[None, None]
