@@ -1,4 +1,4 @@
-"""Our cache in Hugging Face's transformers, in one file, as whoever uses it needs transformers.
+"""Our cache in Hugging Face's transformers, in one file because all of it needs transformers.
 
 Any decoder-only model will do, in `model(...)` and in `generate`.
 
@@ -22,8 +22,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import FOREIGN, Origin
 from minigpt.cache.plain import GrowingCache
 from minigpt.generation.sampling import Sampler

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.cache.base import CacheSpec, KVCache, LayerCache, NoCache, opened
 from minigpt.cache.kinds import make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache, LayerCache, NoCache, opened
 from minigpt.config import GPTConfig, refuse_unbuildable
 from minigpt.numerics import row_ops
 from minigpt.numerics.base import RowModule, set_ops

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.numerics.base import whole_blocks
 
 

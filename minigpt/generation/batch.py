@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import Generation, Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
-from minigpt.generation.decoding import Drafter, Generation, Row, decode, keep_common_prefix
+from minigpt.cache.kvcache import KVCache
+from minigpt.generation.decoding import (
+    Drafter,
+    Generation,
+    Row,
+    check_cache,
+    decode,
+    keep_common_prefix,
+)
 from minigpt.generation.drafts import drafter_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
@@ -127,7 +134,8 @@ def stream(
     if cache is not None:
         if not use_cache:
             raise MinigptError("a cache was given and use_cache is False: choose one of them")
-        row.result.reused = keep_common_prefix(cache, row.window, model)
+        check_cache(cache, model)
+        row.result.reused = keep_common_prefix(cache, row.window)
         row.limit = min(row.limit, cache.capacity)
     elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
         room = whole_blocks(len(row.window) + row.left)

@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
+from minigpt.cache.origin import Origin
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
 from minigpt.numerics.copies import recheck
@@ -81,7 +82,7 @@ class Row:
         sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
-            stop_tokens = () if eot is None else (eot,)
+            stop_tokens = config.stop_tokens
         stop_tokens = listed(stop_tokens, "stop_tokens", IDS)
         window = list(prompt)
         if not window:
@@ -175,7 +176,7 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
     while row.goes_on():
         # What the cache holds is what it held a step ago, unless the window moved, or the caller
         # has written something else into it between two tokens.
-        seen = 0 if cache is None else keep_common_prefix(cache, row.window, model)
+        seen = 0 if cache is None else keep_common_prefix(cache, row.window)
         # Guesses go along with the last token: one pass then says what follows each of them.
         room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
         guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
@@ -215,7 +216,19 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
             yield token
 
 
-def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int:
+def check_cache(cache: KVCache, model: GPT) -> None:
+    """Refuse a cache that the model cannot go on with, before anything is cut off it.
+
+    Raises:
+        MinigptError: for what is no cache, or one of another model, weights or numerics.
+    """
+    if not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
+    with evaluating(model):
+        cache.check_model(model.cache_spec, Origin.of(model))
+
+
+def keep_common_prefix(cache: KVCache, window: Sequence[int]) -> int:
     """Cut a cache back to what its text and `window` have in common, and return how much it is.
 
     At least the last token of the window is left out: its logits are still to be computed.
@@ -223,13 +236,6 @@ def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int
     Raises:
         MinigptError: for a cache of several rows, or one that does not know its tokens.
     """
-    if not isinstance(cache, KVCache):
-        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
-    if cache.spec != model.cache_spec:
-        raise MinigptError(
-            f"this cache was made for another model, dtype or device: it has {cache.spec}, the "
-            f"model needs {model.cache_spec}: make one with model.new_cache()"
-        )
     if cache.tokens is None or cache.batch_size != 1:
         raise MinigptError(
             f"this cache has {cache.batch_size} rows"
