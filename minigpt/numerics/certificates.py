@@ -177,7 +177,7 @@ class _LinearProbe:
 
     def refer_to(self, name: str) -> bool:
         """Take this kernel's results as those wanted, if they are steady and no nonsense."""
-        spoilt = torch.full((TILE, self.weight.shape[1]), torch.nan, dtype=self.place.dtype)
+        spoilt = self.weight.new_full((TILE, self.weight.shape[1]), torch.nan)
         del spoilt  # what a kernel does not write is now likely to hold what was there: no number
         found = _reference(self.calls[name], self.rows, 0, self.place)
         if found is None:
@@ -268,11 +268,12 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     """The kernel, and the numbers of queries per head for which it has the reference's bits.
 
     The reference is one sequence alone with `TILE` queries per head; it also decides the kernel,
-    which is the fused one wherever that treats every query alike.
+    which on CPUs is the fused one where that treats every query alike. (On a GPU it would give a
+    single query's head to one multiprocessor of many.)
     """
     with torch.no_grad():
         draw = _Draw(shape.place)
-        for kernel in ATTENTION:
+        for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
             stages = list(_attention_stages(kernel, shape, draw))
             references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
             if None not in references:

@@ -50,6 +50,7 @@ from torch import Tensor
 from minigpt.numerics.base import (
     ACTIVATION,
     KEY_BLOCK,
+    DeviceStarts,
     RowOps,
     plain_linear,
     records_gradients,
@@ -125,15 +126,22 @@ class ExactOps(RowOps):
             since, until = max(start, low), min(end, S)
             queries = q if until - since == T else q[:, :, since - start : until - start]
             keys, values = (k, v) if k.shape[2] == S else (k[:, :, :S], v[:, :, :S])
-            offsets = tuple(s - low for s in starts) if ragged else (since - low,)
+            offsets: tuple[int, ...] | Tensor = (since - low,)
+            if isinstance(starts, DeviceStarts):
+                offsets = starts.hidden[:, :S]
+            elif ragged:
+                offsets = tuple(s - low for s in starts)
             done.append(_attend_in_block(queries, keys, values, offsets, calls, scale, dropout))
         return done[0] if len(done) == 1 else torch.cat(done, 2)
 
     def _row_by_row(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        rows = zip(q.split(1), k.split(1), v.split(1), starts, strict=True)
-        return torch.cat([self.attention(*qkv, [its], scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
+        each: Sequence[Sequence[int]] = [[its] for its in starts]
+        if isinstance(starts, DeviceStarts):
+            each = starts.split()
+        rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
+        return torch.cat([self.attention(*qkv, its, scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return _rowwise(name, ACTIVATION[name], x)
@@ -210,7 +218,7 @@ def _attend_in_block(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: tuple[int, ...],
+    offsets: tuple[int, ...] | Tensor,
     calls: AttentionCalls,
     scale: float,
     dropout: float,
@@ -218,13 +226,17 @@ def _attend_in_block(
     """Attention of queries (B, H, T, D) that lie in the last block of the keys (B, G, S, D).
 
     `offsets` says how far into the block the first query is: one number for all, or one for each
-    sequence, of a single query then.
+    sequence, of a single query then; or which keys that one does not see, (B, S).
     """
     T, S = q.shape[2], k.shape[2]
     done, offset = [], 0
     for take, size in plan(T, calls.sizes):
         part = q if take == T else q[:, :, offset : offset + take]
-        mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
+        if isinstance(offsets, Tensor):
+            hidden = offsets[:, None, None].expand(-1, 1, size, S)
+            mask = torch.where(hidden, -torch.inf, 0.0).to(q.dtype)
+        else:
+            mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
         if dropout > 0:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
             y = F.scaled_dot_product_attention(_padded(part, size, 2), k, v, mask, dropout)
