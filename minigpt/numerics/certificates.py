@@ -165,8 +165,11 @@ class _LinearProbe:
             truth += bias
             bias = repeated(bias, shape.n_out)
         self.truth, self.error = truth, 0.01 * sizes + 1e-6  # of this only nonsense is capable
-        weight = repeated(weight, shape.n_out)
-        self.weight = weight.T.contiguous().T if shape.by_column else weight.contiguous()
+        if shape.by_column:
+            times = -(-shape.n_out // columns)
+            self.weight = weight.T.repeat(times, 1)[: shape.n_out].T
+        else:
+            self.weight = repeated(weight, shape.n_out)
         self.bias = bias
         packed = pack(self.weight) if shape.place.device.type == "cpu" else None
         self.calls: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -228,7 +231,8 @@ def packed_works(n_in: int, n_out: int, place: Place) -> bool:
     It is not where OpenMP gives fewer threads than it was asked for: then a part is left undone.
     """
     with torch.no_grad():
-        probe = _LinearProbe(LinearShape(n_in, n_out, False, False, place), _Draw(place))
+        few = min(n_out, 4096)  # how threads share the work does not change beyond
+        probe = _LinearProbe(LinearShape(n_in, few, False, False, place), _Draw(place))
         return "packed" in probe.calls and probe.refer_to("packed")
 
 

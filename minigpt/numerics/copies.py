@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from minigpt.numerics.changes import Sample, checksum, count_fused_steps
+from minigpt.numerics.changes import Sample, count_fused_steps, totals
 
 COPY_FROM = 2**18  # numbers in a weight; below, it stays in the CPU's caches as it lies
 PANEL = 256  # columns of a table that are read as one stream; 192 to 384 are about as quick
@@ -41,7 +41,7 @@ class Copies:
         self._made: dict[Hashable, Any] = {}
         self._source: tuple[Hashable, ...] = ()
         self._sample: Sample | None = None
-        self._checksum = b""
+        self._totals: list[int] = []
         self.bound: Any = None  # what a set of operations keeps here, ready for this weight
 
     def get(self, weight: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -78,17 +78,17 @@ class Copies:
 
     def recheck(self, weight: Tensor) -> None:
         """Read all of the weight, and forget the copies if it is not what they were made from."""
-        if self._sample is not None and self._checksum != checksum(weight):
+        if self._sample is not None and self._totals != totals(weight):
             self._forget(weight)
 
     def _forget(self, weight: Tensor) -> None:
-        self._made, self._source, self._sample, self._checksum = {}, _source(weight), None, b""
+        self._made, self._source, self._sample, self._totals = {}, _source(weight), None, []
 
     def _copied(self, weight: Tensor, copy: Callable[[Tensor], Made]) -> Made:
         if self._sample is None:
             count_fused_steps()
             # It keeps the memory alive, so that its address cannot come to mean another weight.
-            self._sample, self._checksum = Sample(weight), checksum(weight)
+            self._sample, self._totals = Sample(weight), totals(weight)
         return copy(weight)
 
     def __deepcopy__(self, memo: object) -> Copies:

@@ -12,6 +12,7 @@ import torch
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates
 from minigpt.numerics.base import plain_linear
+from minigpt.numerics.changes import totals
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, recheck
 from minigpt.numerics.fast import FastOps
 from minigpt.numerics.place import Place
@@ -194,3 +195,18 @@ def test_float64_is_refused_by_exact_numerics_with_the_reason():
         model(torch.tensor([[1, 2]]))
     model.numerics = "fast"
     assert model(torch.tensor([[1, 2]])).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(37, 61), (512, 520), (3, 1)])
+def test_one_number_changed_shows_in_the_totals(dtype, shape):
+    weight = torch.randn(shape).to(dtype)
+    for way in (weight, weight.mT, weight[1:]):
+        before = totals(way)
+        for place in (0, way.numel() // 2, way.numel() - 1):
+            at = divmod(place, way.shape[1])
+            kept = way[at].clone()
+            way[at] *= -1
+            assert totals(way) != before
+            way[at] = kept
+            assert totals(way) == before
