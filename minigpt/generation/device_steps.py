@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class DeviceSteps:
     """
 
     def __init__(self, model: GPT, cache: StaticCache) -> None:
-        self.model, self.cache = model, cache
+        self.model = model
+        self._cache = ref(cache)  # not the cache: `_STEPS` would keep both alive for ever
         self.modules = list(model.modules())
         rows, device = cache.batch_size, model.device
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -89,6 +90,12 @@ class DeviceSteps:
         self._pool: Any = None
         self._recorded: dict[tuple[object, ...], tuple[Any, Tensor]] = {}
         self._stamp: object = None
+
+    @property
+    def cache(self) -> StaticCache:
+        cache = self._cache()
+        assert cache is not None, "whoever asks for a step holds the cache that it goes on with"
+        return cache
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:

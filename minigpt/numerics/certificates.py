@@ -170,12 +170,15 @@ class _LinearProbe:
             self.weight = weight.T.repeat(times, 1)[: shape.n_out].T
         else:
             self.weight = repeated(weight, shape.n_out)
-        self.bias = bias
-        packed = pack(self.weight) if shape.place.device.type == "cpu" else None
+        self.bias, weight = (
+            bias,
+            self.weight,
+        )  # calls must not hold the probe, nor it stay in a cycle
+        packed = pack(weight) if shape.place.device.type == "cpu" else None
         self.calls: dict[str, Callable[[Tensor], Tensor]] = {}
         if packed is not None:
             self.calls["packed"] = lambda rows: packed(rows, bias)
-        self.calls["plain"] = lambda rows: plain_linear(rows, self.weight, bias)
+        self.calls["plain"] = lambda rows: plain_linear(rows, weight, bias)
         self.want: Tensor | None = None
 
     def refer_to(self, name: str) -> bool:

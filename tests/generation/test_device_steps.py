@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 
@@ -186,3 +189,14 @@ def test_nothing_is_replayed_while_something_listens():
     assert _stamp(Origin.of(model), list(model.modules())) is None
     handle.remove()
     assert _stamp(Origin.of(model), list(model.modules())) is not None
+
+
+def test_a_cache_and_its_recordings_go_when_nobody_holds_the_cache():
+    model = model_of()
+    cache = model.new_cache()
+    steps = ref(steps_for(model, cache, force=True))
+    assert steps() is steps_for(model, cache, force=True)
+    gone = ref(cache)
+    del cache
+    gc.collect()
+    assert (gone(), steps()) == (None, None)
