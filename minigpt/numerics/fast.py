@@ -28,17 +28,16 @@ class FastOps(RowOps):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if not records_gradients(x, weight):
+        if not records_gradients(x, weight) and not torch.compiler.is_compiling():
             # One row of float32 only reads the weight, which the plain product does quicker.
             many = rows > 1 or x.dtype != torch.float32
             if many and weight.numel() >= COPY_FROM:
                 kernel = copies.packed(weight)
                 if kernel is not None and packed_works(*weight.shape, Place.of(x)):
                     return kernel(x, bias)
-            elif x.ndim == 3 and len(x) == 1 and bias is not None and weight.stride(1) == 1:
-                return torch.baddbmm(
-                    bias, x, copies.stacked(weight)
-                )  # without the views of a flat product
+            elif x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
+                # A flat product would need views of rows, before and after.
+                return torch.baddbmm(bias, x, copies.stacked(weight))
         return plain_linear(x, weight, bias)
 
     def attention(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -44,13 +44,17 @@ class Place(NamedTuple):
         return _one(cls(dtype, device, torch.get_num_threads(), _precision(), switches))
 
 
+def one_place(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Place | None]:
+    """Inside the block this thread computes here: nobody asks again. (A compiler never asks.)"""
+    return nullcontext() if torch.compiler.is_compiling() else _settled(Place.here(dtype, device))
+
+
 @contextmanager
-def one_place(dtype: torch.dtype, device: torch.device) -> Iterator[Place]:
-    """Inside the block this thread computes here: nobody asks again."""
+def _settled(place: Place) -> Iterator[Place]:
     held = _going_on()
-    before, held.place = held.place, Place.here(dtype, device)
+    before, held.place = held.place, place
     try:
-        yield held.place
+        yield place
     finally:
         held.place = before
 
