@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minigpt import GPT, Engine, GPTConfig, MinigptError, generate
+from minigpt.cache.paged import following
 from minigpt.generation.sampling import Sampler
 
 SAMPLING = {"temperature": 0.9, "top_k": 50}
@@ -83,16 +84,22 @@ def count_pages(engine):
     assert pool.data.shape[3] == engine.pages + 1  # it never grew
     for page in pool.idle:
         assert pool.known[pool.names[page]] == page
+    assert not pool.names.keys() & set(pool.free)
 
 
 def count_shared(engine):
-    """Rows share pages only where all they hold up to there is the same."""
+    """Rows share pages only where all they hold up to there is the same, which names tell too."""
     first = {}
     for cache in caches(engine):
         for table, tokens in zip(cache.tables, cache.tokens, strict=True):
             for n, page in enumerate(table):
                 beginning = tokens[: (n + 1) * cache.page]
                 assert first.setdefault(page, beginning) == beginning
+                name = b""
+                for end in range(cache.page, len(beginning) + 1, cache.page):
+                    name = following(name, beginning[end - cache.page : end])
+                full = len(beginning) == (n + 1) * cache.page
+                assert engine._pool.names.get(page) == (name if full else None)
 
 
 def caches(engine):
