@@ -205,6 +205,8 @@ class Engine:
                             break
                         continue
                     tokens = min(budget, request.pending)
+                    if tokens < min(request.pending, self.chunk // 4) and budget < self.chunk:
+                        break  # a small rest of the budget is not worth a pass
                     if not self._make_room(request, tokens):
                         break  # it was itself the youngest, and went back
                     self._prefill(request, tokens)
