@@ -30,7 +30,7 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--only",
         metavar="SECTION[,SECTION]",
-        help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits, "
+        help="some of decode, prefill, exact, int8, cache, kinds, texts, engine, train, start, limits, "
         "attention (default all)",
     )
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
