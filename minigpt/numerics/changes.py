@@ -44,9 +44,8 @@ class Glance:
     """What is seen of weights without reading them all."""
 
     def __init__(self, weights: list[Tensor]) -> None:
-        _count_fused_steps()
         self.places = [weight.data_ptr() for weight in weights]
-        self.versions = [version(weight) for weight in weights]
+        self.versions = versions(weights)
         # An address that came free may be given out again, so the memory must still be there too.
         self.memory = [ref(weight.untyped_storage()) for weight in weights]
 
@@ -55,15 +54,20 @@ class Glance:
         memory = map(Tensor.untyped_storage, weights)
         return (
             self.places == [weight.data_ptr() for weight in weights]
-            and self.versions == [version(weight) for weight in weights]
+            and self.versions == versions(weights)
             and all(map(is_, memory, [held() for held in self.memory]))
         )
 
 
-def version(weight: Tensor) -> int | bytes:
-    """How often it was changed in place; or some of its numbers, where torch does not count."""
-    if not weight.is_inference():
-        return weight._version
+def versions(weights: list[Tensor]) -> list[int] | list[bytes | int]:
+    """How often each was changed in place; or some of its numbers, where torch does not count."""
+    _count_fused_steps()
+    if any(map(Tensor.is_inference, weights)):
+        return [_some(weight) if weight.is_inference() else weight._version for weight in weights]
+    return [weight._version for weight in weights]
+
+
+def _some(weight: Tensor) -> bytes:
     numbers = weight.detach().flatten()
     some = numbers[:: 1 + len(numbers) // SAMPLE].contiguous()
     return bytes(some.view(torch.uint8).tolist())

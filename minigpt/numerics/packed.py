@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from minigpt.numerics.changes import versions
 
 PACK_FROM = 2**18  # numbers in a weight; below, a packed product is not quicker
 
@@ -37,11 +37,8 @@ class Packed:
         """The packed product for a weight (in, out), or None where there is none."""
         if weight.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        version = 0 if weight.is_inference() else weight._version
-        # The storage is kept alive, so that its address cannot come to mean another weight. Fused
-        # optimizers change weights without counting a new version, so their steps count as well.
-        steps = optimizer_steps()[0]
-        source = (weight.untyped_storage(), weight.data_ptr(), version, steps, weight.dtype)
+        # The storage is kept alive, so that its address cannot come to mean another weight.
+        source = (weight.untyped_storage(), weight.data_ptr(), versions([weight]), weight.dtype)
         if source[1:] != self._source[1:]:
             self._kernel, self._source = _pack(weight), source
         return self._kernel
@@ -51,18 +48,6 @@ class Packed:
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         return Packed, ()
-
-
-@lru_cache
-def optimizer_steps() -> list[int]:
-    """[number of optimizer steps taken in this process, since this was first called]."""
-    steps = [0]
-
-    def count(*_: object) -> None:
-        steps[0] += 1
-
-    register_optimizer_step_post_hook(count)
-    return steps
 
 
 def _pack(weight: Tensor) -> LinearKernel | None:
