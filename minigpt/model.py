@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.cache.kinds import make_cache
-from minigpt.cache.kvcache import CacheSpec, KVCache, LayerCache, NoCache, opened
+from minigpt.cache.kvcache import CacheSpec, KVCache, LayerCache, Layers, NoCache, opened
 from minigpt.config import GPTConfig, refuse_unbuildable
 from minigpt.numerics import row_ops
 from minigpt.numerics.base import RowModule, set_ops
@@ -177,11 +177,16 @@ class GPT(RowModule):
         check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
         self.ops.check_context(self.device)
         with opened(cache, self.cache_spec, tokens, self) as (positions, layers):
-            x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
-            x = F.dropout(x, self.config.embd_pdrop, self.training)
-            for block, layer in zip(self.h, layers, strict=True):
-                x = block(x, layer)
-            return self.lm_head(self.ln_f(x)[:, wanted])  # (B, T, V), or (B, V)
+            return self.compute(tokens, positions, layers, wanted)
+
+    def compute(self, tokens: Tensor, positions: Tensor, layers: Layers, wanted: int | slice = -1
+                ) -> Tensor:  # fmt: skip
+        """The pass itself, unchecked: `positions` (B, T) or (T,), one of `layers` for a block."""
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        for block, layer in zip(self.h, layers, strict=True):
+            x = block(x, layer)
+        return self.lm_head(self.ln_f(x)[:, wanted])  # (B, T, V), or (B, V)
 
     @property
     def device(self) -> torch.device:
@@ -198,12 +203,9 @@ class GPT(RowModule):
         return CacheSpec(c.n_layer, c.kv_heads, c.head_dim, self.dtype, self.device)
 
     def new_cache(
-        self,
-        batch_size: int = 1,
-        max_length: int | None = None,
-        kind: str = "static",
+        self, batch_size: int = 1, max_length: int | None = None, kind: str = "static",
         **settings: int,
-    ) -> KVCache:
+    ) -> KVCache:  # fmt: skip
         """An empty cache for this model, in its dtype and on its device.
 
         Args:
@@ -248,13 +250,9 @@ class GPT(RowModule):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
-        numerics: str | None = None,
-        weights: str | None = None,
-    ) -> GPT:
+        cls, source: str | Path, dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu", numerics: str | None = None, weights: str | None = None,
+    ) -> GPT:  # fmt: skip
         """A trained model, in evaluation mode, from a directory or a hub name such as "gpt2".
 
         Arguments and errors are those of `load` in `checkpoint/pretrained.py`.

@@ -42,7 +42,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, RowOps, plain_linear, records_gradients
+from minigpt.numerics.base import (
+    ACTIVATION,
+    KEY_BLOCK,
+    DeviceStarts,
+    RowOps,
+    plain_linear,
+    records_gradients,
+)
 from minigpt.numerics.certificates import (
     TILE,
     AttentionShape,
@@ -101,9 +108,12 @@ class ExactOps(RowOps):
         if (ragged and (T > 1 or min(starts) < firsts[0])) or (
             B > 1 and not all(map(attention_sizes, shapes))
         ):
-            rows = zip(q.split(1), k.split(1), v.split(1), starts, strict=True)
+            each: Sequence[Sequence[int]] = [(start,) for start in starts]
+            if isinstance(starts, DeviceStarts):
+                each = starts.split()
+            rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
             return torch.cat(
-                [self.attention(*qkv, (its,), scale, dropout) for *qkv, its in rows]  # type: ignore[call-arg]
+                [self.attention(*qkv, its, scale, dropout) for *qkv, its in rows]  # type: ignore[call-arg]
             )
         missing = firsts[-1] + KEY_BLOCK - k.shape[2]
         if missing > 0:  # no room was left to read in whole blocks
@@ -115,7 +125,9 @@ class ExactOps(RowOps):
             low, high = max(start, first), min(end, first + KEY_BLOCK)
             queries = q if high - low == T else q[:, :, low - start : high - start]
             seen = slice(0, first + KEY_BLOCK)
-            lows = [s - first for s in starts] if ragged else [low - first]
+            lows: list[int] | Tensor = [s - first for s in starts] if ragged else [low - first]
+            if isinstance(starts, DeviceStarts):
+                lows = starts.hidden[:, first:]
             sizes = attention_sizes(shape)
             blocks.append(_attend_in_block(queries, k[:, seen], v[:, seen], lows, sizes, dropout))
         y = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # (N, R, T, D)
@@ -153,26 +165,32 @@ def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _attend_in_block(
-    q: Tensor, k: Tensor, v: Tensor, lows: list[int], sizes: tuple[int, ...], dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lows: list[int] | Tensor,
+    sizes: tuple[int, ...],
+    dropout: float,
 ) -> Tensor:
     """Attention of queries that lie in the last key block.
 
     (N, R, T, D) queries, (N, S, D) keys and values -> (N, R, T, D). `lows` says how far into the
-    block the first query is: one number for all, or one for each sequence, of a single query then.
+    block the first query is: one number for all, or one for each sequence, of a single query then;
+    or which keys of the block that one does not see, (B, KEY_BLOCK).
     """
     N, R, T, D = q.shape
     done, offset = [], 0
     for take, size in plan(T, sizes):
-        first = lows[0] + offset
         scores = attention_scores(_padded(q[:, :, offset : offset + take], size, 2), k)
-        if len(lows) > 1:
-            hidden = _future(q.device)[lows][:, None]  # (B, 1, KEY_BLOCK)
-            by_row = scores.view(len(lows), -1, scores.shape[-1])  # (B, G·R·size, S)
-            by_row[..., -KEY_BLOCK:].masked_fill_(hidden, -torch.inf)
+        if isinstance(lows, Tensor) or len(lows) > 1:
+            hidden = lows if isinstance(lows, Tensor) else _future(q.device)[lows]  # (B, KEY_BLOCK)
+            by_row = scores.view(len(hidden), -1, scores.shape[-1])  # (B, G·R·size, S)
+            by_row[..., -KEY_BLOCK:].masked_fill_(hidden[:, None], -torch.inf)
         elif take > 1:
+            first = lows[0] + offset
             hidden = _future(q.device)[first : first + size]  # (size, KEY_BLOCK)
             scores.view(N, R, size, -1)[..., -KEY_BLOCK:].masked_fill_(hidden, -torch.inf)
-        elif first < KEY_BLOCK - 1:
+        elif (first := lows[0] + offset) < KEY_BLOCK - 1:
             scores[:, :, first + 1 - KEY_BLOCK :] = -torch.inf
         weights = scores.softmax(-1)  # (N, R·size, S)
         if dropout > 0:

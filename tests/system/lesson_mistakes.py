@@ -8,7 +8,7 @@ from __future__ import annotations
 
 Wrong = str | tuple[str, str]
 
-NOTHING = "nothing yet: put your answer in place of ..."
+NOTHING = "put your answer in place of ..."
 
 MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
     "00": {
@@ -267,7 +267,7 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
             (
                 ("texts[[1, 0], 9:]", "texts[:, 9:]"),
-                "a sound cache fails your check: are both sides swapped, and the last token too?",
+                "a sound cache fails your check: swap on both sides, the last tokens too",
             ),
             (
                 ("torch.equal(cached, model(texts[[1, 0]])[:, 9:])", "True"),
