@@ -1,4 +1,4 @@
-"""The two plain caches. Read this first; what every kind can do besides is in `base.py`.
+"""The two plain caches. Read this first; what every kind can do besides is in `kvcache.py`.
 
 Attention compares each new token with all tokens before it, by a key and a value that each layer
 made of every one of them. Those do not change any more, so they are kept: `append` writes the new
