@@ -37,7 +37,7 @@ ENTRY = re.compile(r"^<!-- ([a-z][a-z0-9-]+)(?: ([0-9a-f]{8}))? -->\n", re.MULTI
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 REMARK = re.compile(r'(?<=# ).*$|(?<=""").*(?="""$)', re.MULTILINE)  # a comment or a docstring
-SHAPE = re.compile(r"[A-Z, ()]+")  # a comment that needs no translation
+SHAPE = re.compile(r"[A-Z0-9, ()]+")  # a comment that needs no translation
 
 Cell = dict[str, Any]
 Notebook = dict[str, Any]
