@@ -21,6 +21,7 @@ from minigpt.generation.decoding import (
     decode,
     keep_common_prefix,
 )
+from minigpt.generation.device_steps import AHEAD
 from minigpt.generation.drafts import drafter_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
@@ -81,6 +82,8 @@ def generate(
         presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
         cache, draft, top_log_probabilities,
     )  # fmt: skip
+    if on_token is None:  # nobody waits for each token
+        tokens.row.ahead = AHEAD
     for token in tokens:
         if on_token is not None:
             on_token(token)
@@ -90,8 +93,8 @@ def generate(
 class TokenStream(Iterator[int]):
     """The new tokens as they come; `result` is what came so far, with its timings."""
 
-    def __init__(self, steps: Iterator[int], result: Generation) -> None:
-        self._steps, self.result = steps, result
+    def __init__(self, row: Row, steps: Iterator[int]) -> None:
+        self.row, self._steps, self.result = row, steps, row.result
 
     def __next__(self) -> int:
         return next(self._steps)
@@ -140,7 +143,7 @@ def stream(
     elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
         room = whole_blocks(len(row.window) + row.left)
         cache = model.new_cache(max_length=min(row.limit, room))
-    return TokenStream(decode(row, cache, drafter), row.result)
+    return TokenStream(row, decode(row, cache, drafter))
 
 
 @torch.inference_mode()
