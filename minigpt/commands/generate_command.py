@@ -32,6 +32,7 @@ def add(commands: Subcommands) -> None:
     command = add_command(commands, "generate", "continue a prompt, streaming", run, EXAMPLES)
     model_options(command)
     prompt_option(command)
+    special_option(command)
     command.add_argument(
         "--max-new-tokens",
         type=int,
@@ -88,6 +89,15 @@ def prompt_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", help="text to continue; without it, standard input is read")
 
 
+def special_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--special",
+        action="store_true",
+        help="read special tokens that are written out, such as <|endoftext|>; else such text is "
+        "ordinary characters",
+    )
+
+
 def sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)"
@@ -131,10 +141,12 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.model)
     saved, seconds = None, 0.0
     if options.load_cache:
-        saved, prompt, ids, seconds = resume(options.load_cache, model, tokenizer, given)
+        saved, prompt, ids, seconds = resume(
+            options.load_cache, model, tokenizer, given, options.special
+        )
     else:
         prompt = given or ""
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode(prompt, options.special)
         saved = model.new_cache() if options.save_cache else None
     if not ids:
         say("the prompt is empty: starting from the end-of-text token")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minigpt.commands.generate_command import SAMPLING, sampling_options
+from minigpt.commands.generate_command import SAMPLING, sampling_options, special_option
 from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
 from minigpt.support.errors import MinigptError
 
@@ -30,6 +30,7 @@ def add(commands: Subcommands) -> None:
         help="what the model writes per turn (default 60)",
     )
     sampling_options(command)
+    special_option(command)
     seed_option(command)
 
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     model = load(options)
     tokenizer = load_tokenizer(options.model)
     settings = {name: getattr(options, name) for name in (*SAMPLING, "max_new_tokens", "seed")}
-    session = Session(model, tokenizer)
+    session = Session(model, tokenizer, options.special)
     for name, value in settings.items():
         if value is not None:
             session.set(name, str(value))

@@ -51,6 +51,6 @@ def train_bpe(
     for text in specials:
         if text in vocab or not text:
             raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
-        content["added_tokens"].append({"content": text, "id": len(vocab)})
+        content["added_tokens"].append({"content": text, "id": len(vocab), "special": True})
         vocab[text] = len(vocab)
     return Tokenizer.from_tokenizer_json(content, "the trained vocabulary")
