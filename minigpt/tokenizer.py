@@ -134,24 +134,24 @@ class Tokenizer:
     def _from_directory(cls, directory: Path) -> Tokenizer:
         vocab, merges = directory / "vocab.json", directory / "merges.txt"
         both, config = directory / "tokenizer.json", directory / "config.json"
-        beside = [
+        said, named, added = (
             _read_json(directory / name) if (directory / name).is_file() else {}
             for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-        ]
+        )
         if both.is_file():
             content = _read_json(both)
             if CharTokenizer.wrote(content):
                 return CharTokenizer.from_tokenizer_json(content, directory)
             tokenizer = cls.from_tokenizer_json(content, directory)
             known = {text.decode(errors="replace") for text in tokenizer._bytes.values()}
-            check_agreement(beside[0], known)
+            check_agreement(said, known)
             return tokenizer
         if vocab.is_file() and merges.is_file():
             lines = _read_text(merges).rstrip("\n").split("\n")
             header = lines[0].startswith("#version")  # "#" alone may start a merge
             pairs = [line.split(" ") for line in lines[header:] if line]
             tokens = _read_json(vocab)
-            settings = from_small_files(*beside, tokens, directory)
+            settings = from_small_files(said, named, added, tokens, directory)
             return cls._from_symbols(tokens, pairs, settings, directory)
         if config.is_file() and _read_json(config).get("vocab_size") == GPT2_VOCAB_SIZE:
             return cls._gpt2()

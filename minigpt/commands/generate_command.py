@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import minigpt
-from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    say,
+    seed_option,
+    special_option,
+)
 from minigpt.support.errors import MinigptError
 from minigpt.support.tables import table
 from minigpt.support.wording import counted
@@ -87,15 +94,6 @@ def add(commands: Subcommands) -> None:
 
 def prompt_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", help="text to continue; without it, standard input is read")
-
-
-def special_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--special",
-        action="store_true",
-        help="read special tokens that are written out, such as <|endoftext|>; else such text is "
-        "ordinary characters",
-    )
 
 
 def sampling_options(command: argparse.ArgumentParser) -> None:

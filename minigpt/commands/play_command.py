@@ -7,8 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minigpt.commands.generate_command import SAMPLING, sampling_options, special_option
-from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
+from minigpt.commands.generate_command import SAMPLING, sampling_options
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    say,
+    seed_option,
+    special_option,
+)
 from minigpt.support.errors import MinigptError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.commands.options import Subcommands, add_command, threads_option
+from minigpt.support.wording import counted
 from minigpt.training.recipes import PRESETS, TrainConfig, configure, preset, read_toml
 
 ABOUT = """\
@@ -75,10 +76,11 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
+    from minigpt.tokenizer import END_OF_TEXT
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
     from minigpt.training.parallel import processes
-    from minigpt.training.sources import Problems, open_source, starting_model
+    from minigpt.training.sources import Problems, Text, open_source, starting_model
     from minigpt.training.summary import summarise
 
     def say_beside_bars(line: str) -> None:
@@ -93,6 +95,9 @@ def run(options: argparse.Namespace) -> int:
         if first:
             claim(directory, options.resume)
         source = open_source(config, options.cache)
+        if isinstance(source, Text):
+            found = counted(source.corpus.documents, "document")
+            report(f"{config.data}: {found} ({END_OF_TEXT} ends one inside a file)")
         model = starting_model(config, source)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
         state = train(model, source, config, directory, ours, options.resume, report)

@@ -425,6 +425,12 @@ class TestTrain:
         assert main(["generate", *model]) == 0
         assert capsys.readouterr().out.startswith("The")
 
+    def test_says_how_many_documents_a_text_holds(self, train, tmp_path):
+        path = tmp_path / "dump.txt"
+        path.write_text("\n<|endoftext|>\n".join(stories(1, 40)))
+        _, _, err = train("--data", str(path), "--tokenizer", "byte", "--n-positions", "16")
+        assert f"{path}: 40 documents" in err
+
     def test_learns_a_task_and_tells_how_many_problems_are_solved_exactly(self, train):
         code, out, _ = train("--task", "copying")
         assert code == 0

@@ -50,6 +50,15 @@ def test_a_turn_is_the_models_continuation_of_the_whole_text(pair, session):
     assert session.tokens == ids + text
 
 
+def test_special_tokens_are_entered_only_where_they_are_allowed(pair):
+    _, tokenizer = pair
+    plain, special = (Session(*pair, special=allowed, max_new_tokens=0) for allowed in (0, 1))
+    play(plain, "a<|endoftext|>b")
+    play(special, "a<|endoftext|>b")
+    assert tokenizer.eot_token not in plain.tokens
+    assert special.tokens == tokenizer.encode("a<|endoftext|>b", allow_special=True)
+
+
 def test_only_new_tokens_are_computed(session):
     play(session, "Once upon a time", " there")
     held = len(session.tokens) - 1
