@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # at run time they come with the model: they need PyTorch, an
 
 SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty",
+    "frequency_penalty", "no_repeat_ngram_size", "min_new_tokens",
 )  # fmt: skip
 POLICIES = ("stop", "reprefill")  # the library's, see `options.py`
 EXAMPLES = (
@@ -123,6 +123,20 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
             metavar="X",
             help=f"subtracted from the logit of a token that occurred{often}, -2 to 2 (default 0)",
         )
+    command.add_argument(
+        "--no-repeat-ngram-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="no run of N tokens comes twice (default 0: it may)",
+    )
+    command.add_argument(
+        "--min-new-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="do not end the text before N tokens (default 0)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

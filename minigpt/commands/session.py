@@ -25,7 +25,8 @@ from minigpt.tokenizer import Tokenizer
 SETTINGS: dict[str, type] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float,
     "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float,
-    "max_new_tokens": int, "seed": int, "draft": str,
+    "no_repeat_ngram_size": int, "min_new_tokens": int, "max_new_tokens": int,
+    "seed": int, "draft": str,
 }  # fmt: skip
 HELP = """what you type is added to the text, and the model goes on from there
   (empty line)       the model goes on

@@ -70,6 +70,7 @@ def live(options: argparse.Namespace) -> int:
     if options.special:
         raise MinigptError("--special is not for --live: leave it out")
     unset = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    unset |= {"no_repeat_ngram_size": 0, "min_new_tokens": 0}
     for name in SAMPLING:
         if name != "temperature" and getattr(options, name) != unset.get(name):
             raise MinigptError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
 
 from minigpt.cache.kvcache import KVCache
 from minigpt.generation.continuation import TokenStream, stream
@@ -27,6 +29,9 @@ def stream_text(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     use_cache: bool = True,
     stop: Sequence[str] = (),
@@ -53,8 +58,8 @@ def stream_text(
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
     tokens = stream(
         model, ids, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
-        cache, draft, top_log_probabilities,
+        presence_penalty, frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens,
+        logits_processor, seed, use_cache, stop_tokens, policy, cache, draft, top_log_probabilities,
     )  # fmt: skip
     return TextStream(tokens, StreamDecoder(tokenizer), stops)
 
