@@ -283,6 +283,10 @@ class Tokenizer:
         """Whether a text may be cut before a white space, and its parts' tokens are the text's."""
         return self._settings.cut_words and not self._settings.words
 
+    def without_text(self, vocab_size: int) -> list[int]:
+        """The ids below `vocab_size` that no token has: rows that pad a model's vocabulary."""
+        return [i for i in range(vocab_size) if i not in self._bytes]
+
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises as `decode_bytes`.
 

@@ -145,12 +145,13 @@ def run(options: argparse.Namespace) -> int:
     if given is None and not options.load_cache:
         given = read_prompt()
 
-    from minigpt.commands.models import load, load_draft, load_tokenizer
+    from minigpt.commands.models import load, load_draft, load_tokenizer, tell_padding
     from minigpt.commands.saved_cache import keep, resume
     from minigpt.generation.drafts import acceptance
 
     model = load(options)
     tokenizer = load_tokenizer(options.model)
+    tell_padding(model, tokenizer)
     saved, seconds = None, 0.0
     if options.load_cache:
         saved, prompt, ids, seconds = resume(
@@ -269,6 +270,8 @@ def samples(
 ) -> int:  # fmt: skip
     from tqdm import tqdm
 
+    from minigpt.generation.text import only_spelled
+
     stop = minigpt.StopStrings(options.stop)
     with tqdm(unit="token", leave=False) as bar:
         results = minigpt.generate_batch(
@@ -278,6 +281,7 @@ def samples(
             n=options.samples,
             seed=options.seed,
             policy=options.policy,
+            logit_bias=only_spelled(model, tokenizer),
             on_token=lambda row, token: bar.update() and None,
             **settings,
         )
@@ -296,7 +300,13 @@ def samples(
 def beams(
     options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int]
 ) -> int:
-    found = minigpt.beam_search(model, ids, options.max_new_tokens, options.beams)
+    found = minigpt.beam_search(
+        model,
+        ids,
+        options.max_new_tokens,
+        options.beams,
+        never=tokenizer.without_text(model.config.vocab_size),
+    )
     for beam in found:
         print(f"--- {beam.score:.3f} nats per token")
         print(prompt + tokenizer.decode(beam.tokens))

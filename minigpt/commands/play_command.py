@@ -42,11 +42,12 @@ def add(commands: Subcommands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.commands.models import load, load_tokenizer, tell_padding
     from minigpt.commands.session import Session
 
     model = load(options)
     tokenizer = load_tokenizer(options.model)
+    tell_padding(model, tokenizer)
     settings = {name: getattr(options, name) for name in (*SAMPLING, "max_new_tokens", "seed")}
     session = Session(model, tokenizer, options.special)
     for name, value in settings.items():
