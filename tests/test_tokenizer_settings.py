@@ -15,7 +15,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import END_OF_TEXT, Tokenizer
 from minigpt.tokenizer_settings import NORMALIZERS
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 from tests.helpers import SCRIPTS
 
 transformers = pytest.importorskip("transformers")

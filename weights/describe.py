@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from minigpt import GPT, Tokenizer, generate_batch
+from minigpt.training.grammar import stories, story, words
 from minigpt.training.losses import evaluate
-from minigpt.training.stories import stories, story, words
-from minigpt.training.story_check import changes
+from minigpt.training.story_check import find_changes
 from minigpt.training.summary import baselines
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +84,7 @@ def consistency(writer: Writer) -> Iterator[str]:
     yield "|---|---|---|"
     for temperature in (0.0, 0.8, 1.0):
         texts = writer.stories(prompts, temperature)
-        found = [changes(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        found = [find_changes(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
         kept = sum(not said for said in found) / len(found)
         yield f"| {temperature or 'greedy'} | {kept:.1%} of {len(found)} | {_kinds(found)} |"
 
@@ -128,7 +128,7 @@ def held_out(writer: Writer) -> Iterator[str]:
 def _kept(text: str, prompt: str, word: str) -> bool:
     again = re.search(rf"\b{word}s?\b", text[len(prompt) :], re.IGNORECASE)
     grown = text[len(prompt) : len(prompt) + 1].isalpha()  # walrus became walruss
-    return bool(again) and not grown and not changes(text, prompt)
+    return bool(again) and not grown and not find_changes(text, prompt)
 
 
 @torch.no_grad()

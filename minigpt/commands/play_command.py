@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minigpt.commands.generate_command import SAMPLING, sampling_options
+from minigpt.commands.choosing import SAMPLING, sampling_options
 from minigpt.commands.options import (
     Subcommands,
     add_command,

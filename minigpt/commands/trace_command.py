@@ -6,12 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from minigpt.commands.generate_command import (
-    SAMPLING,
-    prompt_option,
-    read_prompt,
-    sampling_options,
-)
+from minigpt.commands.choosing import SAMPLING, sampling_options
+from minigpt.commands.generate_command import prompt_option, read_prompt
 from minigpt.commands.options import (
     Subcommands,
     add_command,

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
-    from minigpt.tokenizer import END_OF_TEXT
+    from minigpt.tokenizer_settings import END_OF_TEXT
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
     from minigpt.training.parallel import processes
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
-    directory = place(options)
+    directory = run_directory(options)
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
     with processes(device_named(config.device)) as ours:
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def place(options: argparse.Namespace) -> Path:
+def run_directory(options: argparse.Namespace) -> Path:
     """The directory of the run."""
     if isinstance(options.resume, str):
         if options.out and options.out != Path(options.resume):

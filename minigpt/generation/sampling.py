@@ -1,4 +1,4 @@
-"""From logits to the next token: small pure functions, and the order in which they apply.
+"""From logits to the next token; long because each way to choose is a small pure function.
 
 Each function takes logits (..., V) and returns logits (..., V), with -inf where a token is ruled
 out. `Sampler` puts them together and draws; `log_probabilities` is what the model itself thought.
@@ -250,6 +250,40 @@ class Sampler:
             return int(logits.argmax())
         return int(torch.multinomial(self._filter(logits).softmax(-1), 1, generator=generator))
 
+    @property
+    def draws(self) -> bool:
+        """Is there chance in it?"""
+        return self.temperature != 0
+
+    @property
+    def forgets(self) -> bool:
+        """Does the choice depend on the logits alone, and not on the text or on single tokens?"""
+        others = (self.no_repeat_ngram_size, self.min_new_tokens, self.logits_processor is not None)
+        return not self._penalizes and not any(others)
+
+    @property
+    def _penalizes(self) -> bool:
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return bool(self.logit_bias) or penalties != (1, 0, 0)
+
+    def noise(self, width: int, generator: torch.Generator) -> Tensor:
+        """What `choose` draws for one token: (V,) on the CPU, for `pick`."""
+        return torch.empty(width).exponential_(1, generator=generator)
+
+    def pick(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """The choice of a sampler that `forgets`, (B, V) -> (B,), without leaving the device.
+
+        It is that of `choose`, where softmax has the same bits: multinomial, too, divides each
+        probability by an exponential number and takes the largest quotient.
+
+        Args:
+            noise: (B, V), each row from `noise`; None for a greedy one.
+        """
+        logits = logits.float()
+        if noise is None:
+            return logits.argmax(-1)
+        return (self._filter(logits).softmax(-1) / noise).argmax(-1)
+
     def distribution(
         self, logits: Tensor, history: Sequence[int] = (), never: Iterable[int] = ()
     ) -> Tensor:
@@ -276,11 +310,9 @@ class Sampler:
         self.check(_width(logits))
         logits = _numbers(logits)
         banned = list(never)
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        penalizes = bool(self.logit_bias) or penalties != (1, 0, 0)
-        if not (penalizes or banned or self.no_repeat_ngram_size or self.logits_processor):
+        if self.forgets and not banned:
             return logits
-        if penalizes:
+        if self._penalizes:
             logits = add_bias(logits, self.logit_bias or {})
             counts = count_tokens(history, len(logits))
             logits = penalize_repetition(logits, counts, self.repetition_penalty)
@@ -314,8 +346,9 @@ class Sampler:
         return made[0].detach().float().cpu()
 
     def _filter(self, logits: Tensor) -> Tensor:
-        """What matters to a draw only, the temperature and the filters: (V,) -> (V,)."""
-        logits = scale_temperature(logits - logits.max(), self.temperature)
+        """What matters to a draw only, the temperature and the filters: (..., V) -> (..., V)."""
+        logits = logits - logits.amax(-1, keepdim=True)
+        logits = scale_temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:

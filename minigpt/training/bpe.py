@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from minigpt.support.checks import listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
-from minigpt.tokenizer import END_OF_TEXT, Tokenizer, check_text
+from minigpt.tokenizer import Tokenizer, check_text
+from minigpt.tokenizer_settings import END_OF_TEXT
 
 LARGEST = 2**20  # tokens to learn
 

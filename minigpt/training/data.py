@@ -98,9 +98,8 @@ def prepare(
 
     Args:
         source: a text file; a `.jsonl` file, whose lines are objects with a "text"; a folder of
-            either, read in the order of their paths without the hidden ones; or "stories" or
-            "stories:COUNT", from the built-in generator. A line of JSON is a document, and so is a
-            file of text, or as many as `<|endoftext|>` parts it into.
+            either, read in the order of their paths without the hidden ones; or "stories:COUNT",
+            made up. A document is a line of JSON, a file, or what `<|endoftext|>` ends in one.
         tokenizer: "char", "byte", "bpe:SIZE" (byte pairs learned from this text), "gpt2", or one
             that is there already.
         directory: where cached copies live.
@@ -235,8 +234,7 @@ def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
 
 
 def _cut(source: str | Path, held_out: float) -> tuple[int, int, int]:
-    """Characters of all documents, after how many of them the held-out part begins, and how many
-    documents there are."""
+    """Characters of all documents, how many come before the held-out part; how many documents."""
     starts = array("Q")  # of each document
     total = 0
     for document in read_documents(source):
@@ -336,14 +334,14 @@ def _open(home: Path) -> Corpus:
     try:
         about = read_json(home / "corpus.json", LARGEST_ABOUT, "it is damaged")
         dtype, held_out_bytes = np.dtype(about["dtype"]), int(about["held_out_bytes"])
-        documents = int(about["documents"])
+        found = int(about["documents"])
         training, held_out = (_map(home / name, dtype) for name in ("training.bin", "held_out.bin"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MinigptError(
             f"the cached tokens in {home} cannot be read ({error}): remove that directory, and "
             f"they are made again"
         ) from error
-    return Corpus(Tokenizer.from_pretrained(home), training, held_out, held_out_bytes, documents)
+    return Corpus(Tokenizer.from_pretrained(home), training, held_out, held_out_bytes, found)
 
 
 def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:

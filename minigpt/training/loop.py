@@ -118,7 +118,10 @@ def train(
                     log.append(done, held_out=loss)
             if config.sample_every and done % config.sample_every == 0 and not config.shard:
                 if writes:
-                    report(f"step {done}: {run.sample_or_why_not()}")
+                    try:
+                        report(f"step {done}: {run.sample()}")
+                    except Exception as error:  # which is no reason to end a run
+                        report(f"step {done}: no sample, and training goes on: {error!r}")
                 processes.wait()
             if done % config.save_every == 0 or last or step.stop:
                 run.save()
@@ -307,26 +310,13 @@ class Run:
             del tensors["lm_head.weight"]
         return tensors
 
-    def sample_or_why_not(self) -> str:
-        """A sample; or what went wrong with it, which is no reason to end a run."""
-        try:
-            return self.sample()
-        except Exception as error:
-            return f"no sample, and training goes on: {type(error).__name__}: {error}"
-
     def sample(self) -> str:
         """Text as the model writes it now: it may differ at every step, and not between runs."""
         prompt, limit = self.source.prompt(), self.model.config.n_positions
         count = max(0, min(self.config.sample_tokens, limit - len(prompt)))
         with uncompiled():
-            text = generate(
-                self.model,
-                prompt,
-                count,
-                temperature=0.8,
-                logit_bias=only_spelled(self.model, self.source.tokenizer),
-                seed=self.state.step,
-            )
+            bias, seed = only_spelled(self.model, self.source.tokenizer), self.state.step
+            text = generate(self.model, prompt, count, 0.8, logit_bias=bias, seed=seed)
         return self.source.tokenizer.decode([*prompt, *text.tokens])
 
 

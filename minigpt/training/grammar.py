@@ -33,18 +33,18 @@ def story(rng: random.Random, rule: str = "document") -> str:
 @cache
 def held_out() -> frozenset[str]:
     """The names and nouns, in lower case, that no text has."""
-    lists = [rule for rule in sources() if rule.startswith("held_out_")]
+    lists = [rule for rule in rule_texts() if rule.startswith("held_out_")]
     return frozenset(word.lower() for rule in lists for word in words(rule))
 
 
 @cache
 def words(rule: str) -> tuple[str, ...]:
     """The alternatives of a rule that is a list of plain words."""
-    return tuple(word.strip() for word in sources()[rule].split("|"))
+    return tuple(word.strip() for word in rule_texts()[rule].split("|"))
 
 
 @cache
-def sources() -> dict[str, str]:
+def rule_texts() -> dict[str, str]:
     """The text of each rule."""
     text = Path(__file__).with_name("stories.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^(\w+) = ?((?:.*\n)(?: .*\n|\n)*)", text, re.MULTILINE))
@@ -98,7 +98,7 @@ class _Teller:
 
 @cache
 def _rules() -> dict[str, Choice]:
-    return {name: _read(_TOKENS.findall(text)[::-1]) for name, text in sources().items()}
+    return {name: _read(_TOKENS.findall(text)[::-1]) for name, text in rule_texts().items()}
 
 
 def _read(tokens: list[str], closing: str = "") -> Choice:

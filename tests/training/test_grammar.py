@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from minigpt.training import stories as module
-from minigpt.training.stories import held_out, sources, stories, story
+from minigpt.training import grammar as module
+from minigpt.training.grammar import held_out, rule_texts, stories, story
 
 SAMPLE = 2_000
 
@@ -32,7 +32,7 @@ def tell(monkeypatch):
 
     def one(grammar: str, rule: str = "text", seed: int = 0) -> str:
         rules = dict(re.findall(r"(\w+) = (.*)", grammar))
-        monkeypatch.setattr(module, "sources", lambda: rules)
+        monkeypatch.setattr(module, "rule_texts", lambda: rules)
         module._rules.cache_clear()
         return story(random.Random(seed), rule)
 
@@ -106,10 +106,12 @@ class TestTheNotation:
 
     def test_every_rule_is_used(self):
         named = {
-            name.lower() for text in sources().values() for name in re.findall(r"[<{](\w+)", text)
+            name.lower()
+            for text in rule_texts().values()
+            for name in re.findall(r"[<{](\w+)", text)
         }
         asked = named | {name.rstrip("123456789") for name in named}
-        unused = {rule for rule in sources() if rule not in asked | {"document"}}
+        unused = {rule for rule in rule_texts() if rule not in asked | {"document"}}
         assert all(rule.startswith("held_out_") for rule in unused)
         assert len(unused) == 4
 
@@ -119,7 +121,7 @@ class TestWhatIsHeldOut:
         assert len(held_out()) >= 200
 
     def test_is_in_no_other_rule(self):
-        rest = " ".join(text for rule, text in sources().items() if not rule.startswith("held_"))
+        rest = " ".join(text for rule, text in rule_texts().items() if not rule.startswith("held_"))
         assert held_out().isdisjoint(re.findall(r"[^\W\d_]+", rest.lower()))
 
     def test_is_in_no_text(self, texts):
@@ -139,7 +141,7 @@ class TestTheTexts:
 
     @pytest.mark.parametrize("name", ["lost", "swap", "storm", "concert", "seed", "hiding"])
     def test_tell_every_plot(self, name, sample):
-        plain = re.sub(r"\[[^]]*\]|<[^>]*>|\{[^}]*\}", "|", " ".join(sources()[name].split()))
+        plain = re.sub(r"\[[^]]*\]|<[^>]*>|\{[^}]*\}", "|", " ".join(rule_texts()[name].split()))
         said = max(re.split(r"[][|.,\"]", plain), key=len).strip()
         assert any(said in text for text in sample), said
 
