@@ -11,11 +11,12 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images lint toy clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images gpu-check lint toy describe clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -29,7 +30,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12       the Python that .venv is made with, the first time"
 	@echo "  TORCH_INDEX=URL         one more place to look for PyTorch, the first time: on Linux without an"
 	@echo "                          NVIDIA GPU $(CPU_INDEX) saves 3 GB"
-	@echo '  ARGS="..."              passed on by test, test-all, fuzz, bench, toy, check-notebooks, as in: make test ARGS="-k cache"'
+	@echo '  ARGS="..."              passed on by test, test-all, fuzz, bench, toy, describe, check-notebooks, as in: make test ARGS="-k cache"'
 	@echo '  MODEL=, PROMPT=, SEED=  what demo runs, as in: make demo PROMPT="The fox"'
 
 setup: .venv/.has-dev ## install minigpt and all that working on it takes into .venv
@@ -39,25 +40,34 @@ demo: .venv/.has-core ## write a story with the bundled model, then check its ca
 		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
 	$(BIN)/minigpt verify --model $(MODEL)
 
-test: .venv/.has-test ## run the tests of every room: a few minutes
-	$(BIN)/python -m pytest -q --ignore=tests/system $(ARGS)
+test: .venv/.has-test ## run the tests of every room: two or three minutes
+	$(PYTEST) --ignore=tests/system $(ARGS)
 
 test-all: .venv/.has-test ## run all tests: also kills, damaged files, threads, a browser, these pages
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: ten minutes
-	MINIGPT_EXAMPLES=250 $(BIN)/python -m pytest -q tests/system/test_fuzz.py $(ARGS)
+	MINIGPT_EXAMPLES=250 $(PYTEST) tests/system/test_fuzz.py $(ARGS)
 
 bench: .venv/.has-bench ## measure speed, with and without the cache and beside transformers
 	$(BIN)/minigpt bench $(ARGS)
 
+gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
 notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
+check-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
+notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
 	$(BIN)/python notebooks/check.py $(ARGS)
 
-write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
+write-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
+notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
 
 picture: .venv/.has-core ## draw README's picture: the live page in Chromium
@@ -80,6 +90,9 @@ lint: .venv/.has-lint ## check style and types
 
 toy: .venv/.has-train ## train the bundled model again
 	$(BIN)/minigpt train --preset toy --out weights/toy $(ARGS)
+
+describe: .venv/.has-train ## measure the bundled model, and write what comes out into weights/README.md
+	$(BIN)/python weights/describe.py $(ARGS)
 
 clean: ## delete .venv and what the tools left behind
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -6,7 +6,7 @@ used brings PyTorch along.
 
 TYPE_CHECKING = False  # type checkers take it for true; `typing` has it too, and is slow to import
 if TYPE_CHECKING:  # for them and for editors; the table below says the same to Python
-    from minigpt.cache.base import KVCache
+    from minigpt.cache.kvcache import KVCache
     from minigpt.checkpoint.caches import load_cache, save_cache
     from minigpt.config import GPTConfig
     from minigpt.generation.batch import generate_batch
@@ -61,7 +61,7 @@ _HOMES = {
     "Engine": "minigpt.generation.engine",
     "GPTConfig": "minigpt.config",
     "Generation": "minigpt.generation.decoding",
-    "KVCache": "minigpt.cache.base",
+    "KVCache": "minigpt.cache.kvcache",
     "MinigptError": "minigpt.support.errors",
     "Report": "minigpt.study.verification",
     "Request": "minigpt.generation.request",

@@ -44,6 +44,7 @@ class GPTConfig:
     scale_attn_by_inverse_layer_idx: bool = False  # ... and by (layer + 1), as Mistral's GPT-2s do
     tie_word_embeddings: bool = True  # the output head is the token embedding
     eos_token_id: int | None = None  # the end-of-text token, where the vocabulary has one
+    other_eos_token_ids: tuple[int, ...] = ()  # further tokens that end a text, as chat models have
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", *_OPTIONAL):
@@ -77,6 +78,11 @@ class GPTConfig:
                 raise MinigptError(f"{name} is {value!r}, needed a positive number")
         if self.eos_token_id is not None and type(self.eos_token_id) is not int:
             raise MinigptError(f"eos_token_id is {self.eos_token_id!r}, needed a token or None")
+        if self.other_eos_token_ids and self.eos_token_id is None:
+            raise MinigptError(
+                f"other_eos_token_ids is {self.other_eos_token_ids!r} and eos_token_id None, "
+                f"needed the first of them as eos_token_id"
+            )
         for field in fields(self):
             if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
                 found = getattr(self, field.name)
@@ -91,6 +97,12 @@ class GPTConfig:
     def kv_heads(self) -> int:
         """G: key/value heads, which is what the cache stores."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Every token that ends a text."""
+        first = () if self.eos_token_id is None else (self.eos_token_id,)
+        return first + self.other_eos_token_ids
 
     @property
     def inner(self) -> int:
@@ -181,6 +193,7 @@ class GPTConfig:
         names = {field.name for field in fields(cls)}
         known = {key: config[key] for key in names if config.get(key) is not None}
         end_of_text = known.pop("eos_token_id", None)
+        known.pop("other_eos_token_ids", None)  # in a file they are one list
         for alias, name in _ALIASES.items():
             value = config.get(alias)
             if value is not None and known.setdefault(name, value) != value:
@@ -189,9 +202,12 @@ class GPTConfig:
                     f"the same thing: needed one number, so correct the file"
                 )
         shape = cls(**known)
-        if type(end_of_text) is not int or end_of_text not in range(shape.vocab_size):
-            return shape  # small models often keep GPT-2's 50256 in their file
-        return replace(shape, eos_token_id=end_of_text)
+        # Small models often keep GPT-2's 50256 in their file, which is none of their tokens.
+        ends = end_of_text if isinstance(end_of_text, list) else [end_of_text]
+        ends = [token for token in ends if type(token) is int and token in range(shape.vocab_size)]
+        if not ends:
+            return shape
+        return replace(shape, eos_token_id=ends[0], other_eos_token_ids=tuple(ends[1:]))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that `from_dict` and transformers read.
@@ -200,9 +216,17 @@ class GPTConfig:
         plain GPT-2 refuses by name instead of failing on a shape.
         """
         config = asdict(self)
-        del config["n_kv_head"]
+        del config["n_kv_head"], config["other_eos_token_ids"]
+        if self.other_eos_token_ids:
+            config["eos_token_id"] = list(self.stop_tokens)
         if self.kv_heads == self.n_head:
-            return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **config}
+            return {
+                "model_type": "gpt2",
+                "architectures": ["GPT2LMHeadModel"],
+                **config,
+                "n_ctx": self.n_positions,
+                **_PUBLISHED_BESIDE,
+            }
         return {"model_type": "minigpt", "n_kv_head": self.kv_heads, **config}
 
 
@@ -241,12 +265,22 @@ _ALIASES: dict[str, str] = {
     "num_attention_heads": "n_head",
 }
 
+# What else GPT-2's published file carries: it does not touch the logits, but some programs want
+# every key to be there (llama.cpp's converter stops without `n_ctx`).
+_PUBLISHED_BESIDE: dict[str, Any] = {
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+}
+
 # Keys of GPT-2's configuration that change the logits in ways not implemented, with the one value
-# that does not. `reorder_and_upcast_attn` computes the same function with other rounding.
+# that does not. `reorder_and_upcast_attn` (Stanford's GPT-2s) is not among them: it computes the
+# same function in another precision, and is ignored.
 _REFUSED: dict[str, Any] = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
-    "reorder_and_upcast_attn": False,
     "pruned_heads": {},
     "quantization_config": None,
 }

@@ -1,4 +1,6 @@
-"""Our cache in Hugging Face's transformers: any decoder-only model, `model(...)` and `generate`.
+"""Our cache in Hugging Face's transformers, in one file because all of it needs transformers.
+
+Any decoder-only model will do, in `model(...)` and in `generate`.
 
 `HFCache` is a cache as transformers knows it and keeps everything in a `KVCache`; `to_hf` and
 `from_hf` carry keys and values from one program to the other; two functions at the end generate
@@ -14,17 +16,19 @@ import inspect
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import FOREIGN, Origin
+from minigpt.cache.plain import GrowingCache
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
+from minigpt.numerics.base import records_gradients
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
@@ -97,7 +101,8 @@ class HFCache(Cache):
     and the attention mask, given with every call, hides the padding. The lengths move when the last
     layer has written. What a pass wrote that ended before is forgotten when the cache is next
     used, so look at `cache.cache` rather than at a `KVCache` remembered from before; beams and
-    selected rows put another one in its place. Gradients do not flow through it.
+    selected rows put another one in its place. Gradients flow through a growing cache, whose
+    tensors are never written to; the memory of the other kinds is, so a backward pass is refused.
 
     Args:
         cache: of a lossless kind, its rows of one length; it goes on from what that holds.
@@ -114,6 +119,7 @@ class HFCache(Cache):
         self._pass = ExitStack()  # holds the cache's `extend` open from the first layer to the last
         self._count = 0  # T, the positions that this pass adds
         self._written = 0  # layers that have written in this pass
+        self._cut = False  # have gradients been left behind?
 
     @property
     def cache(self) -> KVCache:
@@ -173,13 +179,23 @@ class HFCache(Cache):
             )
         self._check(key_states, value_states)
         self._written = layer_idx + 1
-        with torch.no_grad():
-            keys, values, _ = self._cache.layers[layer_idx].append(key_states, value_states)
+        keys, values = self._appended(layer_idx, key_states, value_states)
         end = self.length + self._count
         if self._written == self._cache.spec.n_layer:
             self._pass.close()
             self._written = 0
         return keys[:, :, :end], values[:, :, :end]  # beyond is room for later tokens
+
+    def _appended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values up to the new ones, and the room beyond."""
+        cache = self._cache.layers[layer]
+        if isinstance(self._cache, GrowingCache):
+            keys, values, _ = cache.append(k, v)
+            return keys, values
+        self._cut = self._cut or records_gradients(k, v)
+        with torch.no_grad():
+            keys, values, _ = cache.append(k, v)
+        return _WithoutGradient.of(keys, values) if self._cut else (keys, values)
 
     def _begin(self, k: Tensor, v: Tensor) -> None:
         cache = self.cache  # without what an unfinished pass left
@@ -204,6 +220,7 @@ class HFCache(Cache):
     def reset(self) -> None:
         """Forget everything, ready for the next text."""
         self.cache.reset()
+        self._cut = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest positions.
@@ -237,10 +254,33 @@ class HFCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HFCache:
         """How transformers' guide keeps the cache of a common prompt: here, a fork."""
-        return HFCache(self.cache.fork())
+        twin = HFCache(self.cache.fork())
+        twin._cut = self._cut
+        return twin
 
     def __repr__(self) -> str:
         return f"HFCache({self._cache!r})"
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Keys and values whose gradients were cut off: a backward pass through them is refused."""
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        # Without the count of changes, by which torch would complain first, and not as plainly.
+        anchor = torch.empty(0, requires_grad=True)
+        return cls.apply(anchor, keys.data, values.data)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys.view_as(keys), values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
+        raise MinigptError(
+            "gradients do not flow through a static or paged cache, which writes over its own "
+            "memory: train without a cache, or with minigpt.hf.new_cache(..., kind='growing')"
+        )
 
 
 class _Unfinished(Exception):

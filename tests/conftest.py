@@ -31,6 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much work `make test` is, and how much more `make test-all`."""
+    reports = [r for kind in terminalreporter.stats.values() for r in kind]
+    spent = {"tests/system": 0.0, "all other tests": 0.0}
+    for report in reports:
+        if isinstance(report, pytest.TestReport):
+            system = report.nodeid.startswith("tests/system")
+            spent["tests/system" if system else "all other tests"] += report.duration
+    for name, seconds in spent.items():
+        terminalreporter.write_line(f"{name}: {seconds:.0f} s of work")
+
+
 @pytest.fixture
 def make_model() -> MakeModel:
     """make_model(numerics="exact", n_kv_head=1, ...): a random model in evaluation mode."""

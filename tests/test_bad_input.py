@@ -54,7 +54,7 @@ CALLS: list[tuple[str, str]] = [
      "make n_embd, n_layer, vocab_size or n_positions smaller"),
     ("MODEL(TOKENS, cache=3)", "cache is 3, needed one from model.new_cache()"),
     ("MODEL(TOKENS, cache=[])", "cache is [], needed one from"),
-    ("MODEL.next_logits(TOKENS, KVCache)", "cache is <class 'minigpt.cache.base.KVCache'>, needed"),
+    ("MODEL.next_logits(TOKENS, KVCache)", "cache is <class 'minigpt.cache.kvcache.KVCache'>"),
     ("MODEL([[1, 2]])", "tokens are list, needed a (B, T) tensor of int64"),
     ("MODEL(TOKENS.bool())", "tokens are torch.bool, needed"),
     ("MODEL(TOKENS.to('meta'))", "tokens are on meta and the model is on cpu"),

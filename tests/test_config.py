@@ -128,7 +128,6 @@ def test_a_key_that_changes_the_mathematics_is_read(changes: dict[str, Any]) -> 
     [
         ("add_cross_attention", True),
         ("is_encoder_decoder", True),
-        ("reorder_and_upcast_attn", True),
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 4}),
     ],
@@ -138,7 +137,28 @@ def test_a_key_that_cannot_be_honoured_is_refused_by_name(key: str, value: objec
         GPTConfig.from_dict({**GPT2_JSON, key: value})
 
 
-@pytest.mark.parametrize("elsewhere", [50256, -1, [0], "0"])
+def test_a_key_that_changes_the_precision_alone_is_ignored() -> None:
+    assert GPTConfig.from_dict({**GPT2_JSON, "reorder_and_upcast_attn": True}) == GPTConfig.preset(
+        "gpt2"
+    )
+
+
+def test_several_tokens_may_end_a_text() -> None:
+    config = GPTConfig.from_dict({"vocab_size": 61, "eos_token_id": [60, 5, 50256]})
+
+    assert (config.eos_token_id, config.stop_tokens) == (60, (60, 5))
+    assert config.to_dict()["eos_token_id"] == [60, 5]
+    assert GPTConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_keys_of_the_published_file_are_all_written() -> None:
+    assert (
+        GPT2_JSON.keys() - {"bos_token_id", "task_specific_params"}
+        <= GPTConfig.preset("gpt2").to_dict().keys()
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [50256, -1, [61], "0", []])
 def test_an_end_of_text_outside_the_vocabulary_is_none(elsewhere: object) -> None:
     config = GPTConfig.from_dict({"vocab_size": 61, "eos_token_id": elsewhere})
 

@@ -319,6 +319,90 @@ def test_the_tokens_are_unknown(llama):
     assert filled(llama, tokens(1, 4)).cache.tokens is None
 
 
+# --- gradients ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learner():
+    """learner(layers): a GPT-2 without dropout, its gradients nothing yet."""
+
+    def make_learner(layers=2):
+        dropout = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        return make("GPT2", num_hidden_layers=layers, **dropout).train()
+
+    return make_learner
+
+
+def loss(model, ids, cache=None, spans=((0, 12),)):
+    """Of each token after those before it, given to the model in these spans."""
+    passes = [model(ids[:, low:high], past_key_values=cache).logits for low, high in spans]
+    logits = torch.cat(passes, 1)[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gradients(model, found):
+    """Of a loss, all in one row."""
+    model.zero_grad()
+    found.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+class TestGradients:
+    @pytest.mark.parametrize("spans", [((0, 12),), ((0, 5), (5, 6), (6, 12))])
+    def test_flow_through_a_growing_cache_as_without_one(self, learner, spans):
+        model, ids = learner(), tokens(2, 12)
+        want = gradients(model, loss(model, ids))
+        cache = hf.new_cache(model, 2, 20, kind="growing")
+        got = gradients(model, loss(model, ids, cache, spans))
+        assert (got - want).norm() < 1e-5 * want.norm()  # float32, summed in another order
+        assert want.norm() > 0.1
+
+    def test_flow_through_surgery_on_a_growing_cache(self, learner):
+        model, ids = learner(), tokens(2, 12)
+        turned = ids[[1, 0, 1]]
+        want = gradients(model, loss(model, turned))
+        cache = hf.new_cache(model, 2, 20, kind="growing")
+        first = model(ids[:, :8], past_key_values=cache).logits[[1, 0, 1], :5]
+        cache.crop(-3)
+        cache.batch_select_indices(torch.tensor([1, 0, 1]))
+        rest = model(turned[:, 5:], past_key_values=copy.deepcopy(cache)).logits
+        logits = torch.cat([first, rest], 1)[:, :-1]
+        got = gradients(
+            model,
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), turned[:, 1:].flatten()),
+        )
+        assert (got - want).norm() < 1e-5 * want.norm()  # as above
+
+    @pytest.mark.parametrize("kind", [kind for kind in LOSSLESS if kind != "growing"])
+    @pytest.mark.parametrize("layers", [1, 2])
+    @pytest.mark.parametrize("spans", [((0, 12),), ((0, 5), (5, 6), (6, 12))])
+    def test_are_refused_by_a_cache_that_writes_over_its_memory(self, learner, kind, layers, spans):
+        model = learner(layers)
+        cache = hf.new_cache(model, 2, 20, kind=kind)
+        with pytest.raises(MinigptError, match="gradients do not flow through a static or paged"):
+            loss(model, tokens(2, 12), cache, spans).backward()
+
+    @pytest.mark.parametrize("twin", [lambda cache: cache, copy.deepcopy])
+    def test_are_refused_also_when_only_older_keys_had_some(self, learner, twin):
+        model, ids = learner(), tokens(2, 12)
+        cache = hf.new_cache(model, 2, 20)
+        model(ids[:, :6], past_key_values=cache)
+        model.requires_grad_(False)
+        model.transformer.ln_f.requires_grad_(True)
+        with pytest.raises(MinigptError, match="gradients do not flow"):
+            model(ids[:, 6:], past_key_values=twin(cache)).logits.sum().backward()
+        cache.reset()
+        model(ids, past_key_values=cache).logits.sum().backward()
+        assert model.transformer.ln_f.weight.grad.norm() > 0
+
+    def test_that_nobody_asks_for_are_no_matter(self, learner, kind):
+        model, ids = learner().eval(), tokens(2, 12)
+        cache = hf.new_cache(model, 2, 20, kind=kind)
+        got = torch.cat([model(ids[:, :7], past_key_values=cache).logits,
+                         model(ids[:, 7:], past_key_values=cache).logits], 1)  # fmt: skip
+        assert torch.equal(got.detach(), fed(model, ids, own_cache(model), [(0, 7), (7, 12)]))
+
+
 # --- carrying keys and values from one program to the other ---------------------------------------
 
 

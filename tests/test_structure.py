@@ -21,7 +21,7 @@ FLOORS = [  # what is further down imports from what is further up; `minigpt` is
 ]  # fmt: skip
 DOORS = {("minigpt.model", "minigpt.checkpoint.pretrained")}  # GPT's two *_pretrained
 KNOWN_IN = {  # a package, and the rooms and modules that import it
-    "argparse": {"commands"},
+    "argparse": {"commands", "bench.gpu_check"},  # which is a script of its own
     "huggingface_hub": {"checkpoint.hub"},
     "matplotlib": {"study.style", "training.curves"},
     "safetensors": {"checkpoint", "training.state"},
@@ -29,7 +29,6 @@ KNOWN_IN = {  # a package, and the rooms and modules that import it
     "transformers": {"hf", "bench"},
 }
 LINES = {"README.md": 200, "minigpt/model.py": 280, "minigpt/cache/plain.py": 150}
-mending = pytest.mark.xfail(reason="the house is not finished")
 
 
 @cache
@@ -74,7 +73,6 @@ def within(name: str, place: str) -> bool:
     return f"{name}.".startswith(f"minigpt.{place}.")
 
 
-@mending
 def test_imports_go_up_the_list_but_for_the_two_doors_of_the_model():
     arrows = {(a, b) for a in modules() for b in ours(a) if room(a) != room(b)}
     assert {(a, b) for a, b in arrows if floor(a) <= floor(b)} == DOORS
@@ -85,7 +83,6 @@ def test_imports_are_written_as_imports_where_the_way_matters():
     assert {n for n in hidden if room(n) not in ("minigpt", "commands")} == set()
 
 
-@mending
 def test_no_circle():
     arrows = {name: ours(name) - {b for a, b in DOORS if a == name} for name in modules()}
     TopologicalSorter(arrows).prepare()
@@ -98,13 +95,11 @@ def test_a_package_is_known_where_it_is_needed_and_nowhere_else(package):
     assert {p for p in KNOWN_IN[package] if not any(within(u, p) for u in users)} == set()
 
 
-@mending
 def test_no_two_modules_share_a_name():
     names = Counter(map(last, modules()))
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-@mending
 def test_no_module_and_function_share_a_name():
     nodes = {node for text in modules().values() for node in ast.parse(text).body}
     functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
@@ -117,7 +112,6 @@ def test_what_is_read_first_is_short(file):
     assert lines <= LINES[file]
 
 
-@mending
 def test_a_module_of_more_than_350_lines_says_why_in_its_first_sentence():
     first = {name: re.split(r"\.\s", text)[0] for name, text in modules().items()}
     long = {name for name, text in modules().items() if text.count("\n") > 350}

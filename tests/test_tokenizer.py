@@ -27,7 +27,7 @@ from minigpt.tokenizer import (
     byte_tokenizer,
 )
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 from tests.helpers import SCRIPTS
 
 

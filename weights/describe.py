@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from minigpt import GPT, Tokenizer, generate_batch
+from minigpt.training.grammar import stories, story, words
 from minigpt.training.losses import evaluate
-from minigpt.training.stories import stories, story, words
-from minigpt.training.story_check import changes
+from minigpt.training.story_check import find_changes
 from minigpt.training.summary import baselines
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +42,7 @@ class Writer:
     """The model, as text in and text out."""
 
     def __init__(self, source: str, device: str) -> None:
+        torch.set_num_threads(1)  # a small model waits for other threads longer than they save
         self.model = GPT.from_pretrained(source, device=device, numerics="fast")
         self.tokenizer = Tokenizer.from_pretrained(source)
 
@@ -51,9 +52,7 @@ class Writer:
         for first in range(0, len(prompts), ROWS):
             ids = [self.tokenizer.encode(prompt) for prompt in prompts[first : first + ROWS]]
             room = self.model.config.n_positions - max(map(len, ids), default=0)
-            done = generate_batch(
-                self.model, ids, room, seed=seed + first, temperature=temperature
-            )
+            done = generate_batch(self.model, ids, room, seed=seed + first, temperature=temperature)
             texts += [
                 self.tokenizer.decode([*prompt, *_without_end(row.tokens, self.tokenizer)])
                 for prompt, row in zip(ids, done, strict=True)
@@ -85,7 +84,7 @@ def consistency(writer: Writer) -> Iterator[str]:
     yield "|---|---|---|"
     for temperature in (0.0, 0.8, 1.0):
         texts = writer.stories(prompts, temperature)
-        found = [changes(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        found = [find_changes(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
         kept = sum(not said for said in found) / len(found)
         yield f"| {temperature or 'greedy'} | {kept:.1%} of {len(found)} | {_kinds(found)} |"
 
@@ -93,7 +92,7 @@ def consistency(writer: Writer) -> Iterator[str]:
 def _kinds(found: Sequence[Sequence[str]]) -> str:
     """The commonest faults, their particulars left out."""
     marks = {
-        "is a stranger": "somebody unknown", "are in it": "one too many", "became": "became another",
+        "is a stranger": "somebody unknown", "are in it": "one too many", "became": "another",
         "never mentioned": "a thing unknown", "no word": "a word unknown", "said": "says it again",
         "elsewhere": "he or she",
     }  # fmt: skip
@@ -129,7 +128,7 @@ def held_out(writer: Writer) -> Iterator[str]:
 def _kept(text: str, prompt: str, word: str) -> bool:
     again = re.search(rf"\b{word}s?\b", text[len(prompt) :], re.IGNORECASE)
     grown = text[len(prompt) : len(prompt) + 1].isalpha()  # walrus became walruss
-    return bool(again) and not grown and not changes(text, prompt)
+    return bool(again) and not grown and not find_changes(text, prompt)
 
 
 @torch.no_grad()
@@ -204,12 +203,11 @@ def main() -> None:
         if options.print:
             print(f"\n## {name}\n\n{written}", flush=True)
             continue
-        page = readme.read_text(encoding="utf-8")
-        pattern = rf"(?s)(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        page, found = re.subn(pattern, lambda m: m[1] + written + m[2], page)
-        if not found:
+        before, mark, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("\n<!-- end -->")
+        if not (mark and end):
             parser.error(f"{readme} has no part <!-- {name} --> to write")
-        readme.write_text(page, encoding="utf-8")
+        readme.write_text(before + mark + written + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios, turns
-from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import KINDS
+from minigpt.cache.kvcache import KVCache
 from minigpt.checkpoint.caches import load_cache, save_cache
 from minigpt.generation.continuation import generate
 from minigpt.model import GPT

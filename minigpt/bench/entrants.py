@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.continuation import choose_likeliest
 from minigpt.model import GPT

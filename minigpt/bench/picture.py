@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from minigpt.bench.measure import Table
-from minigpt.study.style import COLOURS, GREY, INK, Picture, picture
+from minigpt.study.style import COLOURS, GREY, INK, Picture, drawing
 from minigpt.support.errors import MinigptError
 
 MARKS = {"limit": GREY, "transformers": COLOURS[1], "CTranslate2": COLOURS[2]}  # in a row's name
@@ -28,7 +28,7 @@ def draw_table(table: Table, path: str | Path | None = None) -> Picture:
     rows = [len(section.rows) for section in sections]
     size = (7.5, 0.24 * sum(rows) + 1.0 * len(rows))
     told = []
-    with picture(path, len(rows), 1, size, height_ratios=[n + 1 for n in rows]) as figure:
+    with drawing(path, len(rows), 1, size, height_ratios=[n + 1 for n in rows]) as figure:
         for axes, section in zip(figure.axes, sections, strict=True):
             names = [" ".join(row.name.split()) for row in section.rows]
             for n, row in enumerate(section.rows):

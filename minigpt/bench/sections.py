@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from minigpt.bench.attention_section import measure_attention
 from minigpt.bench.cache_sections import measure_cache, measure_kinds
 from minigpt.bench.contest import Contest
 from minigpt.bench.engine_section import measure_engine
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[Contest], Section]] = {
     "train": measure_train,
     "start": measure_start,
     "limits": measure_limits,
+    "attention": measure_attention,
 }
 
 

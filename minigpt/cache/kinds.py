@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.cache.paged import PagedCache
 from minigpt.cache.plain import GrowingCache, StaticCache

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.plain import appended, padded
-from minigpt.support.checks import is_whole, whole
-from minigpt.support.errors import MinigptError
+from minigpt.support.checks import whole
 
 
 class QuantizedCache(KVCache):
@@ -170,10 +169,7 @@ class WindowCache(KVCache):
         self, spec: CacheSpec, batch_size: int, capacity: int, window: int = 256, sinks: int = 4
     ) -> None:
         super().__init__(spec, batch_size, capacity)
-        whole("window", window)
-        if not is_whole(sinks) or sinks < 0:
-            raise MinigptError(f"sinks is {sinks!r}, needed a whole number of at least 0")
-        self.window, self.sinks = window, sinks
+        self.window, self.sinks = whole("window", window), whole("sinks", sinks, low=0)
         nothing = self._zeros(2, batch_size, spec.n_kv_head, 0, spec.head_dim)
         self._data = [nothing] * spec.n_layer  # (2, B, G, held, D) each
         self.positions: list[list[int]] = [[] for _ in range(batch_size)]  # [row]: those held

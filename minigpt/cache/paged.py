@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import Origin
 from minigpt.numerics.base import KEY_BLOCK, whole_blocks
 from minigpt.support.checks import whole
@@ -145,10 +145,9 @@ class PagedCache(KVCache):
         pool: PagePool | None = None,
     ) -> None:  # fmt: skip
         super().__init__(spec, batch_size, capacity)
-        whole("page", page)
+        self.page = whole("page", page)
         if KEY_BLOCK % page:
             raise MinigptError(f"page is {page}, needed a divisor of {KEY_BLOCK}")
-        self.page = page
         self.pool = pool or PagePool(self)
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]  # [row][n]: the n-th page
         self._slots = self._shown = self._index = torch.empty(0)

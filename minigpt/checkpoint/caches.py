@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt.cache.base import CacheSpec, KVCache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import FOREIGN, Origin, revision
 from minigpt.checkpoint import weights
 from minigpt.model import GPT, require_model

@@ -61,8 +61,11 @@ def load(
 def save(model: GPT, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors`, which transformers loads as they are.
 
+    (Not with grouped key/value heads, which its GPT-2 does not have: it refuses the family's name.)
+
     Raises:
-        MinigptError: for 8-bit weights, or when the directory cannot be written; an old checkpoint
+        MinigptError: for 8-bit weights, a head that was untied behind the configuration's back,
+            or when the directory cannot be written; an old checkpoint
             there survives.
     """
     tensors = dict(model.state_dict())
@@ -72,7 +75,13 @@ def save(model: GPT, directory: str | Path) -> None:
             "model that they were made from"
         )
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        head = tensors.pop("lm_head.weight")
+        if head is not model.wte.weight and not torch.equal(head, model.wte.weight):
+            raise MinigptError(
+                "the output head (lm_head.weight) is no longer the token embedding (wte.weight), "
+                "but the configuration ties them and only one would be saved: set model.config = "
+                "dataclasses.replace(model.config, tie_word_embeddings=False) first"
+            )
     weights.save(directory, model.config, tensors)
 
 

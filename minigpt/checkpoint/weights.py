@@ -31,11 +31,15 @@ from minigpt.support.files import aside, flush, locked, move, read_json, sha256
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: tensor name -> file
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WIDEST = str(torch.float32)  # holds every number of the others
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MASK_BUFFER = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # constants, not weights
+_PREFIXES = re.compile(
+    r"^(_orig_mod\.|module\.|model\.|transformer\.)+"
+)  # compile's, DDP's, GPT-2's
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
 _LARGEST_JSON = 2**22  # bytes: GPT-2's config.json has 1 KB, an index 100 for each tensor
 _LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
@@ -75,6 +79,7 @@ def load(
     with locked(source, shared=True):
         stored = _read_headers(source)
         config, named = _read_config(source)
+        stored = _one_for_both(stored, config)
         if dtype is None and named is torch.float32:
             dtype = named
         _refuse_misfits(source, stored, config, dtype)
@@ -187,7 +192,7 @@ def _read_headers(directory: Path) -> dict[str, _Stored]:
     for file in files:
         with _opened(file) as reader:
             for key in list(reader.keys()):
-                name = key.removeprefix("transformer.")
+                name = _PREFIXES.sub("", key)
                 if _MASK_BUFFER.search(name):
                     continue
                 if name in stored:
@@ -198,6 +203,17 @@ def _read_headers(directory: Path) -> dict[str, _Stored]:
                     )
                 view = reader.get_slice(key)
                 stored[name] = _Stored(file, key, tuple(view.get_shape()), view.get_dtype())
+    return stored
+
+
+def _one_for_both(stored: dict[str, _Stored], config: GPTConfig) -> dict[str, _Stored]:
+    """A tied weight under the name that a model of ours has for it.
+
+    safetensors' own `save_model` writes a shared tensor once, under the first name by the alphabet.
+    """
+    if config.tie_word_embeddings and "wte.weight" not in stored and "lm_head.weight" in stored:
+        head = stored.pop("lm_head.weight")
+        return {"wte.weight": head, **stored}
     return stored
 
 
@@ -250,6 +266,11 @@ def _is_inside(directory: Path, name: str) -> bool:
 def _read_config(directory: Path) -> tuple[GPTConfig, torch.dtype | None]:
     """What `config.json` says: the configuration, and the dtype that it names, if it does."""
     settings = _settings(directory)
+    if (directory / GENERATION).exists():  # where newer checkpoints say what ends a text
+        beside = _json(directory / GENERATION)
+        ends = beside.get("eos_token_id") if isinstance(beside, dict) else None
+        if ends is not None:
+            settings = {**settings, "eos_token_id": ends}
     try:
         config = GPTConfig.from_dict(settings)
     except MinigptError as error:

@@ -31,7 +31,7 @@ def add(commands: Subcommands) -> None:
         "--only",
         metavar="SECTION[,SECTION]",
         help="some of decode, prefill, exact, int8, cache, kinds, texts, engine, train, start, "
-        "limits (default all)",
+        "limits, attention (default all)",
     )
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
     command.add_argument("--quick", action="store_true", help="as little as shows that it works")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.checkpoint.caches import describe_cache, load_cache, save_cache
 from minigpt.commands.options import say
 from minigpt.generation.decoding import common_prefix

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import Generation
 from minigpt.generation.sampling import Sampler
 from minigpt.generation.text import TextStream, stream_text

@@ -24,7 +24,6 @@ from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
 
 EXAMPLES = (
-    'minigpt trace --prompt "Once upon a time"',
     'minigpt trace --prompt "The fox" --max-new-tokens 10 --out fox.html',
     "minigpt trace --live --out page.html",
 )

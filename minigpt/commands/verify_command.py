@@ -37,7 +37,7 @@ def add(commands: Subcommands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.matrix:
-        return matrix(options)
+        return run_matrix(options)
 
     from minigpt.commands.models import load, load_tokenizer
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.equal else 1
 
 
-def matrix(options: argparse.Namespace) -> int:
+def run_matrix(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named

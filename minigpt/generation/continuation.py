@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
-from minigpt.generation.decoding import Drafter, Generation, Row, decode, keep_common_prefix
+from minigpt.cache.kvcache import KVCache
+from minigpt.generation.decoding import (
+    Drafter,
+    Generation,
+    Row,
+    check_cache,
+    decode,
+    keep_common_prefix,
+)
+from minigpt.generation.device_steps import AHEAD
 from minigpt.generation.drafts import drafter_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
@@ -74,6 +82,8 @@ def generate(
         presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
         cache, draft, top_log_probabilities,
     )  # fmt: skip
+    if on_token is None:  # nobody waits for each token
+        tokens.row.ahead = AHEAD
     for token in tokens:
         if on_token is not None:
             on_token(token)
@@ -83,8 +93,8 @@ def generate(
 class TokenStream(Iterator[int]):
     """The new tokens as they come; `result` is what came so far, with its timings."""
 
-    def __init__(self, steps: Iterator[int], result: Generation) -> None:
-        self._steps, self.result = steps, result
+    def __init__(self, row: Row, steps: Iterator[int]) -> None:
+        self.row, self._steps, self.result = row, steps, row.result
 
     def __next__(self) -> int:
         return next(self._steps)
@@ -127,12 +137,13 @@ def stream(
     if cache is not None:
         if not use_cache:
             raise MinigptError("a cache was given and use_cache is False: choose one of them")
-        row.result.reused = keep_common_prefix(cache, row.window, model)
+        check_cache(cache, model)
+        row.result.reused = keep_common_prefix(cache, row.window)
         row.limit = min(row.limit, cache.capacity)
     elif use_cache:  # whole key blocks, so that exact attention reads them as they lie
         room = whole_blocks(len(row.window) + row.left)
         cache = model.new_cache(max_length=min(row.limit, room))
-    return TokenStream(decode(row, cache, drafter), row.result)
+    return TokenStream(row, decode(row, cache, drafter))
 
 
 @torch.inference_mode()

@@ -15,9 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
+from minigpt.cache.origin import Origin
+from minigpt.generation.device_steps import DeviceSteps, steps_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
+from minigpt.numerics.copies import recheck
 from minigpt.numerics.recorder import recording
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
@@ -68,6 +71,7 @@ class Row:
         top_log_probabilities: int | None = None,
     ) -> None:
         require_model(model)
+        recheck(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
@@ -79,7 +83,7 @@ class Row:
         sampler.check(most)
         eot = config.eos_token_id
         if stop_tokens is None:
-            stop_tokens = () if eot is None else (eot,)
+            stop_tokens = config.stop_tokens
         stop_tokens = listed(stop_tokens, "stop_tokens", IDS)
         window = list(prompt)
         if not window:
@@ -111,6 +115,11 @@ class Row:
         self.stop_tokens = frozenset(stop_tokens)
         self.policy = policy
         self.top_log_probabilities = top_log_probabilities
+        self.ahead = 1  # tokens that may be computed before anybody sees the first of them
+
+    @property
+    def may_choose_on_device(self) -> bool:
+        return self.sampler.forgets and self.top_log_probabilities is None
 
     def goes_on(self) -> bool:
         """Is there another token to choose? At the context's end the policy decides."""
@@ -130,13 +139,17 @@ class Row:
             token = self.sampler.choose(logits, self.generator, self.history)
         except MinigptError as error:
             raise _blamed(error, self.model, self.window) from error
-        if token in self.stop_tokens:
-            self.finish("end_of_text")
-            return None
-        if self.top_log_probabilities is not None:
+        if self.top_log_probabilities is not None and token not in self.stop_tokens:
             self.result.log_probabilities.append(
                 log_probabilities(logits, token, self.top_log_probabilities)
             )
+        return self.accept(token)
+
+    def accept(self, token: int) -> int | None:
+        """Append a token that was chosen; None if it ends the text."""
+        if token in self.stop_tokens:
+            self.finish("end_of_text")
+            return None
         self.result.tokens.append(token)
         self.window.append(token)
         self.history.append(token)
@@ -173,30 +186,35 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
     while row.goes_on():
         # What the cache holds is what it held a step ago, unless the window moved, or the caller
         # has written something else into it between two tokens.
-        seen = 0 if cache is None else keep_common_prefix(cache, row.window, model)
+        seen = 0 if cache is None else keep_common_prefix(cache, row.window)
         # Guesses go along with the last token: one pass then says what follows each of them.
         room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
         guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
+        steps = steps_for(model, cache) if seen == len(row.window) - 1 and not guesses else None
+        new: list[int] | None = None
         with evaluating(model, layers), torch.inference_mode():  # neither while the caller has it
-            tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
-            if guesses:
-                logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
-            else:
-                logits = model.next_logits(tokens, cache=cache)
+            if steps is not None and row.may_choose_on_device:
+                new = choose_on_device(row, steps)
+            if new is None:
+                tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
+                if guesses:
+                    logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
+                elif steps is not None:
+                    logits = steps.logits(row.window[-1:])
+                else:
+                    logits = model.next_logits(tokens, cache=cache)
             if cache is not None:
                 result.cache_bytes = cache.nbytes
-                if cache.tokens != [row.window + guesses]:
-                    raise MinigptError(
-                        "another thread wrote into the cache of this text: give each text a cache "
-                        "of its own, such as a fork() made before"
-                    )
-        new: list[int] = []
-        for guess, following in zip([*guesses, None], logits, strict=True):
-            token = row.take(following)
-            if token is not None:
-                new.append(token)
-            if token is None or token != guess:  # what follows was computed after another token
-                break
+                if new is None:
+                    refuse_other_hands(cache, row.window + guesses)
+        if new is None:
+            new = []
+            for guess, following in zip([*guesses, None], logits, strict=True):
+                token = row.take(following)
+                if token is not None:
+                    new.append(token)
+                if token is None or token != guess:  # what follows came after another token
+                    break
         came_true = sum(guess == token for guess, token in zip(guesses, new, strict=False))
         result.drafted += len(guesses)
         result.accepted += came_true
@@ -213,7 +231,54 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
             yield token
 
 
-def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int:
+def choose_on_device(row: Row, steps: DeviceSteps) -> list[int] | None:
+    """The next tokens of a text whose cache lacks its last one only, chosen without looking.
+
+    None: the logits were no numbers, and nothing has changed. With fewer tokens than could be, the
+    text has ended.
+    """
+    cache, before = steps.cache, row.generator.get_state()
+    held, room = len(cache), min(cache.capacity, row.limit) - len(cache)
+    chosen = steps.advance(
+        row.window[-1:], min(row.ahead, row.left, room), row.sampler,
+        lambda: row.sampler.noise(row.model.config.vocab_size, row.generator),
+    )  # fmt: skip
+    if chosen is None:
+        cache.truncate(held)
+        row.generator.set_state(before)
+        return None
+    refuse_other_hands(cache, row.window + [token for (token,) in chosen[:-1]])
+    new = []
+    for (token,) in chosen:
+        if row.accept(token) is None:
+            cache.truncate(len(row.window))  # what was computed after the end is nobody's
+            break
+        new.append(token)
+    return new
+
+
+def refuse_other_hands(cache: KVCache, text: list[int]) -> None:
+    """A cache that holds something else than this text after a pass was written to meanwhile."""
+    if cache.tokens != [text]:
+        raise MinigptError(
+            "another thread wrote into the cache of this text: give each text a cache of its own, "
+            "such as a fork() made before"
+        )
+
+
+def check_cache(cache: KVCache, model: GPT) -> None:
+    """Refuse a cache that the model cannot go on with, before anything is cut off it.
+
+    Raises:
+        MinigptError: for what is no cache, or one of another model, weights or numerics.
+    """
+    if not isinstance(cache, KVCache):
+        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
+    with evaluating(model):
+        cache.check_model(model.cache_spec, Origin.of(model))
+
+
+def keep_common_prefix(cache: KVCache, window: Sequence[int]) -> int:
     """Cut a cache back to what its text and `window` have in common, and return how much it is.
 
     At least the last token of the window is left out: its logits are still to be computed.
@@ -221,13 +286,6 @@ def keep_common_prefix(cache: KVCache, window: Sequence[int], model: GPT) -> int
     Raises:
         MinigptError: for a cache of several rows, or one that does not know its tokens.
     """
-    if not isinstance(cache, KVCache):
-        raise MinigptError(f"cache is a {type(cache).__name__}, needed one from model.new_cache()")
-    if cache.spec != model.cache_spec:
-        raise MinigptError(
-            f"this cache was made for another model, dtype or device: it has {cache.spec}, the "
-            f"model needs {model.cache_spec}: make one with model.new_cache()"
-        )
     if cache.tokens is None or cache.batch_size != 1:
         raise MinigptError(
             f"this cache has {cache.batch_size} rows"

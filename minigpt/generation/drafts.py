@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import LONGEST_DRAFT, Drafter, Row, decode
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
@@ -93,7 +93,7 @@ class SmallModel:
         count = min(room, self.length, limit - len(tokens))
         if count < 1:
             return []
-        if self._cache is None:
+        if self._cache is None or _is_stale(self._cache):
             self._cache = self.model.new_cache()
         # What it guessed and what was kept of it have a beginning in common: that stays cached.
         row = Row(self.model, tokens, count, Sampler(), seed=0, stop_tokens=())
@@ -102,6 +102,11 @@ class SmallModel:
     def learn(self, drafted: int, accepted: int) -> None:
         if drafted:
             self.length = min(8, drafted + 1) if accepted == drafted else max(1, accepted + 1)
+
+
+def _is_stale(cache: KVCache) -> bool:
+    """Have the weights that filled it changed since, in training for one?"""
+    return cache.origin is not None and cache.origin.weights.model is None
 
 
 def drafter_for(draft: str | GPT | Drafter, model: GPT) -> Drafter:

@@ -20,7 +20,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.cache.origin import Origin
 from minigpt.cache.paged import PagedCache
 from minigpt.generation.decoding import Row

@@ -1,4 +1,4 @@
-"""From logits to the next token: small pure functions, and the order in which they apply.
+"""From logits to the next token; long because each way to choose is a small pure function.
 
 Each function takes logits (..., V) and returns logits (..., V), with -inf where a token is ruled
 out. `Sampler` puts them together and draws; `log_probabilities` is what the model itself thought.
@@ -217,6 +217,35 @@ class Sampler:
             return int(logits.argmax())
         return int(torch.multinomial(self._filter(logits).softmax(-1), 1, generator=generator))
 
+    @property
+    def draws(self) -> bool:
+        """Is there chance in it?"""
+        return self.temperature != 0
+
+    @property
+    def forgets(self) -> bool:
+        """Does the choice depend on the logits alone, and not on the text or on single tokens?"""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return not self.logit_bias and penalties == (1, 0, 0)
+
+    def noise(self, width: int, generator: torch.Generator) -> Tensor:
+        """What `choose` draws for one token: (V,) on the CPU, for `pick`."""
+        return torch.empty(width).exponential_(1, generator=generator)
+
+    def pick(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """The choice of a sampler that `forgets`, (B, V) -> (B,), without leaving the device.
+
+        It is that of `choose`, where softmax has the same bits: multinomial, too, divides each
+        probability by an exponential number and takes the largest quotient.
+
+        Args:
+            noise: (B, V), each row from `noise`; None for a greedy one.
+        """
+        logits = logits.float()
+        if noise is None:
+            return logits.argmax(-1)
+        return (self._filter(logits).softmax(-1) / noise).argmax(-1)
+
     def distribution(self, logits: Tensor, history: Sequence[int] = ()) -> Tensor:
         """The probabilities that `choose` draws from: (V,) -> (V,), float32 on the CPU.
 
@@ -239,8 +268,7 @@ class Sampler:
         """What greedy honours as well, the bias and the penalties: (V,) -> (V,)."""
         self.check(_width(logits))
         logits = _numbers(logits)
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        if not self.logit_bias and penalties == (1, 0, 0):
+        if self.forgets:
             return logits
         logits = add_bias(logits, self.logit_bias or {})
         counts = count_tokens(history, len(logits))
@@ -256,8 +284,9 @@ class Sampler:
         return logits
 
     def _filter(self, logits: Tensor) -> Tensor:
-        """What matters to a draw only, the temperature and the filters: (V,) -> (V,)."""
-        logits = scale_temperature(logits - logits.max(), self.temperature)
+        """What matters to a draw only, the temperature and the filters: (..., V) -> (..., V)."""
+        logits = logits - logits.amax(-1, keepdim=True)
+        logits = scale_temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.generation.continuation import TokenStream, stream
 from minigpt.generation.decoding import Drafter, Generation
 from minigpt.generation.stops import StopStrings

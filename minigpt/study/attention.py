@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.cache.lossy import WindowCache
 from minigpt.model import GPT
 from minigpt.numerics.base import attention_weights

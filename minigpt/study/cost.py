@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from minigpt.cache.base import CacheSpec, KVCache
 from minigpt.cache.kinds import KINDS, make_cache
+from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.checkpoint import hub, weights
 from minigpt.config import PRESETS, GPTConfig
 from minigpt.support.checks import path_of, whole

@@ -1,4 +1,4 @@
-"""Diagrams of a model and its cache, drawn from the model's own shape as SVG.
+"""Diagrams of a model and its cache as SVG; long because each is drawn from the model's own shape.
 
 They stand in the lessons (an object draws itself in a notebook), in the README (files that `write`
 makes) and in pages (`svg` can be pasted into HTML), all from here. A diagram brings its own paper,

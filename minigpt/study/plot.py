@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import KINDS
+from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.beam import Beam
 from minigpt.generation.request import Work
@@ -32,7 +32,7 @@ from minigpt.study.style import (
     Picture,
     contrasting,
     draw_matrix,
-    picture,
+    drawing,
 )
 from minigpt.support.errors import MinigptError
 
@@ -59,7 +59,7 @@ def cache_growth(path: str | Path | None = None, config: GPTConfig | None = None
             f"{G} of {H} heads": replace(config, n_kv_head=G) for G in groups
         },
     }
-    with picture(path, 1, 2, (9, 3.8)) as figure:
+    with drawing(path, 1, 2, (9, 3.8)) as figure:
         told = []
         for axes, (title, shapes) in zip(figure.axes, panels.items(), strict=True):
             for n, (label, shape) in enumerate(shapes.items()):
@@ -96,7 +96,7 @@ def memory_by_kind(
     config = config or GPTConfig.preset("gpt2")
     length = config.n_positions // 2 if length is None else length
     title = f"a cache made for {config.n_positions:,} tokens that holds {length:,}"
-    with picture(path, 1, 1, (7, 3.6)) as figure:
+    with drawing(path, 1, 1, (7, 3.6)) as figure:
         (axes,) = figure.axes
         told = []
         for n, dtype in enumerate((torch.float32, torch.bfloat16)):
@@ -145,7 +145,7 @@ def cache_heatmap(
     names = _labels(labels, T)
     held = [names[position] for position in positions]
     future = torch.tensor(positions) > torch.arange(T)[:, None]  # (T, S)
-    with picture(path, 1, 3, (11, 4.2)) as figure:
+    with drawing(path, 1, 3, (11, 4.2)) as figure:
         left, middle, right = figure.axes
         for axes, title, numbers in ((left, "keys", keys), (middle, "values", values)):
             # Most numbers are small and a few huge: the colours end where 99 % of the numbers do.
@@ -193,7 +193,7 @@ def attention_maps(
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     columns = min(H, 6)
     rows, side = -(-H // columns), max(2.0, 0.085 * T)  # inches
-    with picture(path, rows, columns, (side * columns + 1.4, side * rows + 1.2)) as figure:
+    with drawing(path, rows, columns, (side * columns + 1.4, side * rows + 1.2)) as figure:
         panels = figure.axes
         for head, (axes, weights) in enumerate(zip(panels, heads.weights, strict=False)):
             # Most weights are small: as square roots, the colours tell them apart.
@@ -250,7 +250,7 @@ def next_token(
     shown = first.topk(count).indices  # (count,)
     names = [*(name(int(token)) for token in shown), "all others"]
     size = (2.1 * len(distributions) + 1.2, 0.24 * count + 1.4)
-    with picture(path, 1, len(distributions), size) as figure:
+    with drawing(path, 1, len(distributions), size) as figure:
         most, told = 0.0, []
         for n, (axes, title) in enumerate(zip(figure.axes, distributions, strict=True)):
             probabilities = distributions[title][shown].tolist()
@@ -308,7 +308,7 @@ def beam_tree(
     place(())
     best, *others = (tuple(beam.tokens) for beam in steps[-1])
     longest = max(map(len, scores))
-    with picture(path, 1, 1, (1.2 * longest + 0.8, 0.42 * leaves + 0.8)) as figure:
+    with drawing(path, 1, 1, (1.2 * longest + 0.8, 0.42 * leaves + 0.8)) as figure:
         (axes,) = figure.axes
 
         def write(
@@ -360,7 +360,7 @@ def draft_race(
         raise MinigptError("no runs were given, needed at least one, with a pass in each")
     most = max(len(passes) for passes in runs.values())
     longest = max(sum(true + 1 for _, true in passes) for passes in runs.values())
-    with picture(path, 1, len(runs), (3.2 * len(runs) + 0.4, 4.4)) as figure:
+    with drawing(path, 1, len(runs), (3.2 * len(runs) + 0.4, 4.4)) as figure:
         told = []
         for axes, (title, passes) in zip(figure.axes, runs.items(), strict=True):
             numbers = range(1, len(passes) + 1)
@@ -473,7 +473,7 @@ def speed_up(
     if not quickest > 0:
         raise MinigptError(f"one of the times is {quickest} seconds, needed more than 0")
     ratios = [slow / quick for slow, quick in zip(uncached, cached, strict=True)]
-    with picture(path, 1, 2, (9, 3.8)) as figure:
+    with drawing(path, 1, 2, (9, 3.8)) as figure:
         left, right = figure.axes
         for n, (label, seconds) in enumerate((("with the cache", cached), ("without", uncached))):
             style = f"{'os'[n]}{DASHES[n]}"
@@ -520,7 +520,7 @@ def cells(
     rows, columns = numbers.shape
     wide = 0.16 if texts is None else 0.62  # inches
     upright = max(map(len, names[1]), default=0) * 0.09 > wide  # inches: else they would touch
-    with picture(path, 1, 1, (wide * columns + 2.2, 0.36 * rows + 1.3)) as figure:
+    with drawing(path, 1, 1, (wide * columns + 2.2, 0.36 * rows + 1.3)) as figure:
         (panel,) = figure.axes
         signed = bool(numbers.min() < 0)
         image = draw_matrix(panel, numbers, float(numbers.abs().max()), signed)

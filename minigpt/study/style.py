@@ -66,7 +66,7 @@ class Picture(Figure):
 
 
 @contextmanager
-def picture(
+def drawing(
     path: str | Path | None, rows: int, columns: int, size: tuple[float, float], **layout: Any
 ) -> Iterator[Picture]:
     """A figure of rows x columns axes to draw in; when the block ends it is finished, and saved.

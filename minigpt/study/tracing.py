@@ -1,4 +1,4 @@
-"""A recording of decoding: every step with the cache beside the same step without, for a page.
+"""A recording of decoding, for a page; long because every step is shown with and without a cache.
 
 Both ways of computing a step run and are timed, and their logits compared to the bit. What a query
 reads, what the cache holds, what each layer adds and what was likely come along. Any model can be
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
+from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.cache.base import KVCache
 from minigpt.cache.kinds import LOSSLESS
+from minigpt.cache.kvcache import KVCache
 from minigpt.model import GPT
 
 FARTHEST = 2**16 - 1  # units in the last place that are told apart; those beyond count as this many

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minigpt.support.errors import MinigptError
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 PIECE = 2**20  # bytes of a file in memory at a time
 STORIES_SEED = 1

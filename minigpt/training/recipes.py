@@ -229,9 +229,9 @@ PRESETS: dict[str, TrainConfig] = {
     # The bundled model, weights/toy: three minutes on an H100, days on a CPU.
     "toy": TrainConfig(
         data="stories:1200000", tokenizer="bpe:2048", held_out=0.005, openings=True, n_layer=5,
-        n_head=6, n_embd=192, steps=3_200, batch_size=512, learning_rate=3e-3, warmup=200,
-        final_rate=0.0, device="cuda", precision="bfloat16", compile=True, evaluate_every=800,
-        evaluate_windows=2_000, save_every=1_600, stored="bfloat16",
+        n_head=6, n_embd=192, steps=3_000, batch_size=512, learning_rate=3e-3, warmup=200,
+        final_rate=0.0, device="cuda", precision="bfloat16", compile=True, evaluate_every=750,
+        evaluate_windows=2_000, save_every=1_500, stored="bfloat16",
     ),
     # A smaller one of its kind, for a laptop: the defaults.
     "stories": TrainConfig(),

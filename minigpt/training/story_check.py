@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 
-from minigpt.training.stories import sources, words
+from minigpt.training.grammar import rule_texts, words
 
 PRONOUNS = {"she": "she", "her": "she", "herself": "she", "he": "he", "him": "he", "his": "he"}
 MOST = 2  # who is in a story: somebody, and who helps
@@ -46,7 +46,7 @@ def vocabulary() -> dict[str, frozenset[str]]:
     found = {kind: frozenset(w for rule in rules for w in words(rule))
              for kind, rules in LISTS.items()}  # fmt: skip
     listed = {rule for rules in LISTS.values() for rule in rules} | set(_NO_ENGLISH)
-    texts = [re.sub(r"<[^>]*>s?|\{\w+[:}]", " ", text) for rule, text in sources().items()
+    texts = [re.sub(r"<[^>]*>s?|\{\w+[:}]", " ", text) for rule, text in rule_texts().items()
              if rule not in listed]  # fmt: skip
     found["word"] = frozenset(word for text in texts for word in _WORD.findall(text.lower()))
     return found
@@ -63,7 +63,7 @@ class _Cast:
     other: set[str] = field(default_factory=set)  # words that no list has, once introduced
 
 
-def changes(story: str, typed: str = "") -> list[str]:
+def find_changes(story: str, typed: str = "") -> list[str]:
     """What does not stay as it was, in the order of reading; [] for a story that holds together.
 
     Args:

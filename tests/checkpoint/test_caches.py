@@ -6,6 +6,7 @@ import json
 import os
 import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,6 +118,14 @@ class TestTheFile:
         with pytest.raises(MinigptError, match="the notes are not what JSON can hold: .*Tensor"):
             save_cache(prefilled(), tmp_path / "cache", {"logits": torch.zeros(1)})
         assert os.listdir(tmp_path) == []
+
+    def test_does_not_mind_numpys_numbers(self, exact, text, tmp_path):
+        two, twenty = np.int64(2), np.int64(20)
+        cache = exact.new_cache(two, twenty, "window", window=twenty, sinks=np.int64(1))
+        exact(text(2, 9), cache=cache)
+        cache.truncate([np.int64(3), 9])
+        save_cache(cache, tmp_path / "cache")
+        assert load_cache(tmp_path / "cache", exact).lengths == [3, 9]
 
     def test_keeps_tokens_unknown(self, exact, prefilled, tmp_path):
         cache = prefilled()

@@ -175,13 +175,35 @@ def test_converting_takes_at_most_1_3_times_the_result(
     assert peak_memory() < 1.3 * sum(tensor.nbytes for tensor in loaded.values())
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer."])
+@pytest.mark.parametrize(
+    "prefix", ["", "transformer.", "_orig_mod.transformer.", "module.", "_orig_mod.module."]
+)
 def test_names_may_have_a_prefix(tmp_path: Path, tensors: dict[str, Tensor], prefix: str) -> None:
     named = {prefix + name: tensor for name, tensor in tensors.items()}
 
     _, loaded = weights.load(write(tmp_path / "x", named))
 
     assert same(loaded, tensors)
+
+
+def test_a_tied_weight_may_have_the_heads_name_alone(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    tensors["lm_head.weight"] = tensors["wte.weight"]
+    path = write(tmp_path / "head", {n: t for n, t in tensors.items() if n != "wte.weight"})
+
+    read = weights.load(path)[1]
+
+    assert torch.equal(read["wte.weight"], tensors["wte.weight"])
+
+
+def test_what_ends_a_text_may_stand_in_the_generation_configuration(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    path = write(tmp_path / "chat", tensors, dataclasses.replace(CONFIG, eos_token_id=3))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+
+    assert weights.load(path)[0].stop_tokens == (7, 9)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "model.transformer."])
@@ -299,6 +321,42 @@ def test_a_dtype_that_cannot_be_computed_with_is_refused(
 
     with pytest.raises(MinigptError, match=r"are .*, needed the same one of F32, F16, BF16"):
         weights.load(write(tmp_path / "x", tensors), torch.float32)
+
+
+def test_numbers_stored_narrow_are_widened_where_the_configuration_names_float32(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    weights.save(tmp_path, CONFIG, tensors, torch.bfloat16)
+    _, loaded = weights.load(tmp_path)
+    assert same(loaded, {name: tensor.bfloat16().float() for name, tensor in tensors.items()})
+    assert weights.read_config(tmp_path) == (CONFIG, torch.float32, torch.bfloat16)
+    _, narrow = weights.load(tmp_path, torch.bfloat16)
+    assert same(narrow, {name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+
+def test_float32_is_never_narrowed_unasked(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    weights.save(tmp_path, CONFIG, tensors)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dtype"] = config["torch_dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same(weights.load(tmp_path)[1], tensors)
+
+
+def test_only_float32_is_stored_narrower(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    with pytest.raises(MinigptError, match=r"are torch\.float16 and cannot be stored as"):
+        weights.save(tmp_path, CONFIG, halves, torch.bfloat16)
+
+
+def test_transformers_computes_with_narrow_numbers_in_float32_as_we_do(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    weights.save(tmp_path, CONFIG, tensors, torch.bfloat16)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert {parameter.dtype for parameter in theirs.parameters()} == {torch.float32}
+    state = theirs.transformer.state_dict()
+    assert same({name: state[name] for name in tensors}, weights.load(tmp_path)[1])
 
 
 def test_a_mixture_of_dtypes_asks_for_a_choice(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -21,9 +21,9 @@ from minigpt.commands.cli import main
 from minigpt.generation.sampling import Sampler
 from minigpt.study import matrix
 from minigpt.training.bpe import train_bpe
+from minigpt.training.grammar import stories
 from minigpt.training.loop import Run
 from minigpt.training.recipes import read_toml
-from minigpt.training.stories import stories
 
 PROMPT = "Once upon a time"
 

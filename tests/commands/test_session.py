@@ -13,7 +13,7 @@ from minigpt.commands.cli import main
 from minigpt.commands.session import Session
 from minigpt.generation.sampling import Sampler
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 
 @pytest.fixture(autouse=True)

@@ -187,3 +187,13 @@ def test_what_cannot_draft_is_refused(exact, draft, sentence):
 def test_a_draft_model_needs_the_same_vocabulary(make_model, exact):
     with pytest.raises(MinigptError, match="vocabulary of 90 tokens and the model one of 211"):
         generate(exact, [1], 5, draft=make_model(vocab_size=90))
+
+
+def test_a_small_model_that_has_learned_since_guesses_with_what_it_knows_now(exact, make_model):
+    small = make_model(n_layer=1)
+    drafter, prompt = SmallModel(small), [3, 1, 4]
+    drafter.propose(prompt, 4)
+    with torch.no_grad():
+        small.h[0].mlp.c_fc.weight.mul_(3)
+    guesses = drafter.propose(prompt, 4)
+    assert guesses == SmallModel(small).propose(prompt, 4) == generate(small, prompt, 4).tokens

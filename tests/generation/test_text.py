@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minigpt import GPT, GPTConfig, MinigptError, Tokenizer, generate, stream_text
 from minigpt.generation.text import StreamDecoder
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 from tests.helpers import SCRIPTS
 
 

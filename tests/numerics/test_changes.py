@@ -87,7 +87,7 @@ class TestAGlance:
 
 
 class TestTheChecksum:
-    @pytest.mark.parametrize("count", [1, 3, 8, 2 * PAGE - 1, 2 * PAGE, 5 * PAGE + 7])
+    @pytest.mark.parametrize("count", [1, 3, 8, 5000, 2 * PAGE - 1, 2 * PAGE, 5 * PAGE + 7])
     def test_shows_every_bit_of_every_part(self, count):
         x = torch.zeros(count, dtype=torch.float32)
         before = checksum(x)

@@ -6,7 +6,7 @@ import torch
 import minigpt
 from minigpt.numerics import int8
 from minigpt.numerics.int8 import CHUNK, LEVELS, Int8Linear
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 SHAPES = [(3, 5), (64, 64), (160, 480), (1030, 7), (CHUNK, 9), (3 * CHUNK + 1, 33)]
 

@@ -9,6 +9,7 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.cache.kinds import KINDS
+from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
 from minigpt.study.cost import cache_bytes, inspect, parse_size
 
@@ -41,7 +42,17 @@ class TestTheParameters:
         found, model = inspect(saved), GPT.from_pretrained(saved)
         assert found.total == sum(p.numel() for p in model.parameters())
         assert found.nbytes == sum(p.nbytes for p in model.parameters())
-        assert found.dtype == "bfloat16"
+        assert found.dtype == found.stored == "bfloat16"
+
+    def test_of_a_narrow_file_take_what_they_are_widened_to(self, make_model, tmp_path):
+        model = make_model()
+        state = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+        weights.save(tmp_path, model.config, state, torch.bfloat16)
+        found = inspect(tmp_path)
+        assert found.nbytes == sum(p.nbytes for p in GPT.from_pretrained(tmp_path).parameters())
+        line = f"stored in bfloat16 ({found.total * 2:,} bytes), computed with in float32"
+        assert line in str(found)
+        assert "stored in" not in str(inspect("gpt2"))
 
     def test_are_told_by_part(self, saved):
         found, model = inspect(saved).parameters, GPT.from_pretrained(saved)

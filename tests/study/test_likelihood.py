@@ -15,7 +15,7 @@ from minigpt.commands import score_command as command
 from minigpt.commands.options import Parser
 from minigpt.study.likelihood import score
 from minigpt.training.bpe import train_bpe
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from minigpt.study.style import (
     STYLE,
     contrasting,
     draw_matrix,
-    picture,
+    drawing,
 )
 
 
@@ -42,7 +42,7 @@ def test_every_colour_reads_on_the_background(colour):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_what_is_written_in_a_cell_reads_on_its_colour(signed):
-    with picture(None, 1, 1, (3, 3)) as figure:
+    with drawing(None, 1, 1, (3, 3)) as figure:
         image = draw_matrix(figure.axes[0], torch.zeros(1, 1), 1.0, signed)
         for number in torch.linspace(-1 if signed else 0, 1, 50).tolist():
             colour = image.cmap(image.norm(number))
@@ -50,7 +50,7 @@ def test_what_is_written_in_a_cell_reads_on_its_colour(signed):
 
 
 def test_zero_is_white_where_numbers_have_signs_and_nothing_is_drawn_where_there_is_none():
-    with picture(None, 1, 1, (3, 3)) as figure:
+    with drawing(None, 1, 1, (3, 3)) as figure:
         numbers = torch.tensor([[-2.0, 0.0, torch.nan]])
         image = draw_matrix(figure.axes[0], numbers, 2.0, signed=True)
         assert image.norm.vmin == -image.norm.vmax == -2.0
@@ -61,7 +61,7 @@ def test_zero_is_white_where_numbers_have_signs_and_nothing_is_drawn_where_there
 
 @pytest.mark.parametrize("count", [3, 40, 400])
 def test_labels_never_touch(count):
-    with picture(None, 1, 1, (4, 3)) as figure:
+    with drawing(None, 1, 1, (4, 3)) as figure:
         (axes,) = figure.axes
         axes.set_xticks(range(count), [f"label {n}" for n in range(count)])
         axes.set_yticks(range(count), [f"label {n}" for n in range(count)])
@@ -74,14 +74,14 @@ def test_labels_never_touch(count):
 
 
 def test_a_dollar_is_a_dollar(tmp_path):
-    with picture(tmp_path / "maths.svg", 1, 1, (3, 3)) as figure:
+    with drawing(tmp_path / "maths.svg", 1, 1, (3, 3)) as figure:
         figure.axes[0].set_xticks([0, 1], ["$\\no{$", "b"])
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_file_is_of_the_kind_that_its_name_says_and_has_the_words(tmp_path, suffix, start):
     path = tmp_path / f"picture.{suffix}"
-    with picture(path, 1, 1, (3, 2)) as figure:
+    with drawing(path, 1, 1, (3, 2)) as figure:
         figure.alt = "A line that <rises>."
     content = path.read_bytes()
     assert content.startswith(start)
@@ -90,14 +90,14 @@ def test_the_file_is_of_the_kind_that_its_name_says_and_has_the_words(tmp_path, 
 
 
 def test_a_png_has_150_dots_per_inch(tmp_path):
-    with picture(tmp_path / "picture.png", 1, 1, (3, 2)):
+    with drawing(tmp_path / "picture.png", 1, 1, (3, 2)):
         pass
     size = (tmp_path / "picture.png").read_bytes()[16:24]  # big-endian width and height
     assert [int.from_bytes(part, "big") for part in (size[:4], size[4:])] == [450, 300]
 
 
 def test_a_notebook_gets_the_words_with_the_image():
-    with picture(None, 1, 1, (3, 2)) as figure:
+    with drawing(None, 1, 1, (3, 2)) as figure:
         figure.alt = "A line."
     _, metadata = figure._repr_mimebundle_()
     assert metadata == {"image/png": {"alt": "A line."}}
@@ -106,7 +106,7 @@ def test_a_notebook_gets_the_words_with_the_image():
 def test_another_suffix_is_refused(tmp_path):
     with (
         pytest.raises(MinigptError, match=r"does not end in \.png or \.svg"),
-        picture(tmp_path / "picture.pdf", 1, 1, (3, 2)),
+        drawing(tmp_path / "picture.pdf", 1, 1, (3, 2)),
     ):
         pass
 
@@ -114,7 +114,7 @@ def test_another_suffix_is_refused(tmp_path):
 def test_the_file_needs_a_place(tmp_path):
     with (
         pytest.raises(MinigptError, match="could not be written to .*nowhere"),
-        picture(tmp_path / "nowhere" / "picture.png", 1, 1, (3, 2)),
+        drawing(tmp_path / "nowhere" / "picture.png", 1, 1, (3, 2)),
     ):
         pass
 

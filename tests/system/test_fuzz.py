@@ -37,12 +37,12 @@ from minigpt.generation.text import stream_text
 from minigpt.study.cost import inspect
 from minigpt.tokenizer import CharTokenizer
 from minigpt.training.bpe import train_bpe
+from minigpt.training.grammar import stories
 from minigpt.training.loop import CHECKPOINTS, Run, train
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Problems, starting_model
 from minigpt.training.state import newest_checkpoint
-from minigpt.training.stories import stories
 from minigpt.training.tasks import TASKS
 
 EXAMPLES = int(os.environ.get("MINIGPT_EXAMPLES", "25"))

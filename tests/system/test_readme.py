@@ -27,7 +27,7 @@ import torch
 from minigpt import GPT, GPTConfig, Tokenizer
 from minigpt.checkpoint.hub import PINNED, Pin
 from minigpt.commands.cli import main
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import ROOT, TOY
 

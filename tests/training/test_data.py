@@ -23,7 +23,7 @@ from minigpt.training import data
 from minigpt.training.bpe import train_bpe
 from minigpt.training.data import IGNORED, Corpus, draws, prepare, windows
 from minigpt.training.documents import STORIES_SEED, read_documents
-from minigpt.training.stories import stories
+from minigpt.training.grammar import stories
 
 EOT = 256  # of the byte tokenizer
 SENTENCE = "The café is open.\n  Où? Là-bas!\r\n"

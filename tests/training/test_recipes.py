@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from minigpt import GPTConfig, MinigptError
+from minigpt import GPT, GPTConfig, MinigptError, Tokenizer
 from minigpt.training.recipes import PRESETS, TrainConfig, configure, differences, preset, read_toml
+from tests.helpers import TOY
 
 
 def test_every_field_says_what_it_is_for():
@@ -24,8 +25,11 @@ def test_a_recipe_is_read_back_from_its_file(name, tmp_path):
     assert configure(TrainConfig(), read_toml(tmp_path / "train.toml"), "the file") == config
 
 
-def test_the_defaults_are_the_recipe_of_the_bundled_model():
-    assert preset("toy").shape(1024, 1023) == GPTConfig.preset("toy")
+def test_toy_is_the_recipe_of_the_bundled_model():
+    model, tokenizer = GPT.from_pretrained(TOY), Tokenizer.from_pretrained(TOY)
+    shape = preset("toy").shape(tokenizer.n_vocab, tokenizer.eot_token)
+    assert shape == GPTConfig.preset("toy") == model.config
+    assert preset("toy").tokenizer == f"bpe:{tokenizer.n_vocab}"
 
 
 def test_fields_that_change_nothing_learned_may_differ_when_a_run_is_resumed():
@@ -74,5 +78,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path):
 
 
 def test_a_recipe_that_does_not_exist_is_refused():
-    with pytest.raises(MinigptError, match="no recipe is called 'huge', needed one of toy, laptop"):
+    with pytest.raises(
+        MinigptError, match="no recipe is called 'huge', needed one of toy, stories, laptop"
+    ):
         preset("huge")

@@ -41,6 +41,15 @@ def test_held_out_windows_follow_one_another(text):
     assert torch.equal(targets.flatten(), torch.arange(1, 89))
 
 
+def test_held_out_windows_of_documents_begin_where_one_begins(text):
+    end = text.tokenizer.eot_token
+    tokens = np.array([end, *[1, 2, 3, 4, end] * 10], np.uint16)
+    documents = replace(text, corpus=replace(text.corpus, held_out=tokens), openings=True)
+    [(inputs, _)] = documents.held_out()
+    assert inputs.tolist() == [[end, 1, 2, 3, 4, end, 1, 2]] * 6
+    assert len(next(documents.held_out(2))[0]) == 2
+
+
 def test_held_out_problems_are_unseen_and_count_their_answers_only(problems):
     for inputs, targets in problems.held_out(50):
         for row, target in zip(inputs.tolist(), targets, strict=True):
@@ -65,7 +74,7 @@ def test_a_task_comes_with_a_recipe_of_its_size(tmp_path):
 
 
 def test_the_seed_decides_the_new_weights(text):
-    config = replace(preset("toy"), n_positions=8)
+    config = replace(preset("stories"), n_positions=8)
     one, two, other = (
         starting_model(replace(config, seed=seed), text).wte.weight for seed in (1, 1, 2)
     )
@@ -75,7 +84,7 @@ def test_the_seed_decides_the_new_weights(text):
 
 def test_a_checkpoint_is_continued_with_the_dropout_asked_for_and_its_files_stay(text, tmp_path):
     GPT(GPTConfig(257, 16, 16, 1, 2)).save_pretrained(tmp_path)
-    model = starting_model(replace(preset("toy"), start=str(tmp_path), dropout=0.3), text)
+    model = starting_model(replace(preset("stories"), start=str(tmp_path), dropout=0.3), text)
     with torch.no_grad():
         model.wte.weight.zero_()
     assert model.config.resid_pdrop == 0.3
@@ -90,4 +99,4 @@ def test_a_checkpoint_is_continued_with_the_dropout_asked_for_and_its_files_stay
 def test_a_checkpoint_that_is_too_small_is_refused(text, tmp_path, shape, sentence):
     GPT(GPTConfig(*shape)).save_pretrained(tmp_path)
     with pytest.raises(MinigptError, match=f"the model has {sentence}"):
-        starting_model(replace(preset("toy"), start=str(tmp_path)), text)
+        starting_model(replace(preset("stories"), start=str(tmp_path)), text)

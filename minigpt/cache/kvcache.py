@@ -1,9 +1,10 @@
-"""What every KV cache can do, however it keeps keys and values. Read `plain.py` first: it is short.
+"""What every KV cache can do: one class, because passes and surgery share the fields they move.
 
-One object for all layers. It owns positions (`cache.lengths` says where each row goes on), so a
-model and its cache cannot disagree about where they are. Here is what all kinds share: checks,
-lengths, passes that happen whole or not at all, rows that are cut, branched and put together. A
-kind adds memory and `append`; how keys are *used* is attention's business.
+Read `plain.py` first, which is short. A cache is one object for all layers. It owns positions
+(`cache.lengths` says where each row goes on), so a model and its cache cannot disagree about where
+they are. Here is what all kinds share: checks, lengths, passes that happen whole or not at all,
+rows that are cut, branched and put together. A kind adds memory and `append`; how keys are *used*
+is attention's business.
 
 Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
 positions, `D` head width, and `L` layers.
@@ -85,11 +86,9 @@ class KVCache(ABC):
     setting_names: ClassVar[tuple[str, ...]] = ()  # arguments that only this kind takes
 
     def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        whole("batch_size", batch_size)
-        whole("max_length", capacity)
         self.spec = spec
-        self.batch_size = batch_size
-        self.capacity = capacity  # positions that each row may reach
+        self.batch_size = batch_size = whole("batch_size", batch_size)
+        self.capacity = whole("max_length", capacity)  # positions that each row may reach
         self._refuse_beyond_memory(batch_size * self._bytes_of_a_new_row(), batch_size)
         self._lengths = [0] * batch_size
         self._tokens: list[list[int]] | None = [[] for _ in range(batch_size)]
@@ -156,31 +155,35 @@ class KVCache(ABC):
                 fit, or another pass is not over.
         """
         with self.in_use():
-            self._check(spec, batch_size, count)
-            origin = self.followed_by(origin)
+            after = self.check_model(spec, origin)
+            self._check_room(batch_size, count)
             end = len(self) + count
             try:
                 self._reserve(count)
                 yield
                 self._commit(count)
             except BaseException:  # KeyboardInterrupt too
-                with torch.inference_mode():
-                    self._forget(self._lengths, end)
+                self._forget(self._lengths, end)
                 raise
             self._lengths = [length + count for length in self._lengths]
-            self._origin = origin
+            self._origin = after
             if tokens is None or self._tokens is None:
                 self._tokens = None
             else:
                 for row, new in zip(self._tokens, tokens.tolist(), strict=True):
                     row += new
 
-    def followed_by(self, origin: Origin | None) -> Origin | None:
-        """Whose its rows are when this has added some.
+    def check_model(self, spec: CacheSpec, origin: Origin | None) -> Origin | None:
+        """Whose its rows will be when this has added some.
 
         Raises:
             MinigptError: when it does not go with those held: see `origin.py`.
         """
+        if spec != self.spec:
+            raise MinigptError(
+                f"this cache was made for another model, dtype or device: it has {self.spec}, "
+                f"the model needs {spec}: make one with model.new_cache()"
+            )
         return followed(self._origin, origin) if len(self) else origin
 
     @contextmanager
@@ -230,9 +233,8 @@ class KVCache(ABC):
                     f"a whole number from 0 to {old}"
                 )
         with self.in_use():
-            lengths = [min(new, old) for new, old in zip(wanted, self._lengths, strict=True)]
-            with torch.inference_mode():
-                self._forget(lengths, len(self))
+            lengths = [int(min(new, old)) for new, old in zip(wanted, self._lengths, strict=True)]
+            self._forget(lengths, len(self))
             self._lengths = lengths
             if self._tokens is not None:
                 self._tokens = [row[:n] for row, n in zip(self._tokens, lengths, strict=True)]
@@ -320,7 +322,7 @@ class KVCache(ABC):
         caches = list(dict.fromkeys(cache for cache, _ in sources))
         origin = joined([cache._origin for cache in caches if len(cache)])
         new = self._empty(len(sources), capacity)
-        with ExitStack() as uses, torch.inference_mode():
+        with ExitStack() as uses:
             for cache in caches:
                 uses.enter_context(cache.in_use())
             new._adopt(sources)
@@ -466,12 +468,7 @@ class KVCache(ABC):
         """What one more row with the history of this one's only row takes."""
         return self.nbytes
 
-    def _check(self, spec: CacheSpec, batch_size: int, count: int) -> None:
-        if spec != self.spec:
-            raise MinigptError(
-                f"this cache was made for another model, dtype or device: it has {self.spec}, "
-                f"the model needs {spec}: make one with model.new_cache()"
-            )
+    def _check_room(self, batch_size: int, count: int) -> None:
         if batch_size != self.batch_size:
             raise MinigptError(
                 f"this cache holds {self.batch_size} rows and was given {batch_size}: "
@@ -492,13 +489,15 @@ class NoCache:
         return k, v, [0] * k.shape[0]
 
 
+Layers = Sequence["LayerCache | NoCache"]  # one for each layer of a model
+
 # --- the way into a pass --------------------------------------------------------------------------
 
 
 @contextmanager
 def opened(
     cache: KVCache | None, spec: CacheSpec, tokens: Tensor, model: RowModule
-) -> Iterator[tuple[Tensor, Sequence[LayerCache | NoCache]]]:
+) -> Iterator[tuple[Tensor, Layers]]:
     """Positions for new tokens (B, T), and for each layer what keeps their keys and values.
 
     The cache grows when the block ends, and only if all of it succeeds; inside, no gradients are
