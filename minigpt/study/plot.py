@@ -401,7 +401,7 @@ def timeline(record: Iterable[Work], path: str | Path | None = None) -> Picture:
     prefilled = {(work.step, work.slot) for work in record if work.what == "prefill"}
     decoded = {(work.step, work.slot) for work in record if work.what == "decode"}
     size = (min(12.0, max(5.0, 2 + 0.12 * (last - first))), 1.3 + 0.32 * slots)
-    with picture(path, 1, 1, size) as figure:
+    with drawing(path, 1, 1, size) as figure:
         (axes,) = figure.axes
         shown: dict[int, int] = {}  # whose number stands in each row
         for work in record:
