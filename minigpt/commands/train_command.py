@@ -111,8 +111,8 @@ def run(options: argparse.Namespace) -> int:
             claim(directory, bool(options.resume))
         source = open_source(config, options.cache)
         if isinstance(source, Text):
-            found = counted(source.corpus.documents, "document")
-            report(f"{config.data}: {found} ({END_OF_TEXT} ends one inside a file)")
+            documents = counted(source.corpus.documents, "document")
+            report(f"{config.data}: {documents} ({END_OF_TEXT} ends one inside a file)")
         model = starting_model(config, source)
         config = as_it_runs(config, model.config)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
