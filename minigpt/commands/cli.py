@@ -8,6 +8,7 @@ is imported that needs PyTorch.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -50,7 +51,11 @@ MOST_THREADS = 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            options = parse(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit:
+            print(end="", flush=True)  # the help
+            raise
         with leaving_at_once():
             import torch
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -68,8 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("\ninterrupted")
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        drop_output()
+        say(f"minigpt: the output cannot be written ({error.strerror}): make room there")
+        return 2
+
+
+def drop_output() -> None:
+    """What is still to be written goes nowhere: Python tries again at its end, and complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
+    from minigpt.training.compiler import require_compiler
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
     from minigpt.training.parallel import processes
@@ -92,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         report = say_beside_bars if first else lambda line: None
         if first:
             claim(directory, options.resume)
+        if config.compile:
+            require_compiler(ours.device)  # before text is tokenized, which may take minutes
         source = open_source(config, options.cache)
         model = starting_model(config, source)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")

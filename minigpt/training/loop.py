@@ -31,6 +31,7 @@ from minigpt.numerics.half_precision import TrainingOps
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
 from minigpt.training import lora
+from minigpt.training.compiler import require_compiler
 from minigpt.training.curves import Log
 from minigpt.training.data import IGNORED
 from minigpt.training.interruption import interrupts
@@ -202,6 +203,8 @@ class Run:
             saved.restore_weights(model)
 
         # How it is computed: on which devices, in what precision, compiled or not.
+        if config.compile:
+            require_compiler(processes.device)
         model.train().numerics = "fast"
         set_ops(model, TrainingOps())
         self.network = processes.wrap(model, config.shard)
