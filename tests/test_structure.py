@@ -21,7 +21,7 @@ FLOORS = [  # what is further down imports from what is further up; `minigpt` is
 ]  # fmt: skip
 DOORS = {("minigpt.model", "minigpt.checkpoint.pretrained")}  # GPT's two *_pretrained
 KNOWN_IN = {  # a package, and the rooms and modules that import it
-    "argparse": {"commands"},
+    "argparse": {"commands", "bench.gpu_check"},  # which is a script of its own
     "huggingface_hub": {"checkpoint.hub"},
     "matplotlib": {"study.style", "training.curves"},
     "safetensors": {"checkpoint", "training.state"},

@@ -1,4 +1,4 @@
-"""The parts of `gpu_check.py`: what is compared, timed and weighed on a GPU.
+"""The parts of `gpu_check.py`; long because each compares, times or weighs something else.
 
 Weights are random: nothing is read from a network. transformers is measured where it is installed.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.bench.gpu_check import Findings
+from minigpt.bench.findings import Findings
 from minigpt.bench.plain_gpt import plain_step
 from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
@@ -85,7 +85,7 @@ def run(part: str, findings: Findings, device: str, small: bool) -> None:
 # --- exactness --------------------------------------------------------------------------------
 
 
-def exactness(findings: Findings, place: Place) -> None:
+def check_exactness(findings: Findings, place: Place) -> None:
     """Everything that may vary, against one uncached pass; then steps in graphs against calls."""
     findings.wait_for_turn()
     if place.cuda:
@@ -221,7 +221,7 @@ class _Decoder:
         return prepare
 
 
-def decoding(findings: Findings, place: Place) -> None:
+def check_decoding(findings: Findings, place: Place) -> None:
     """One text and 64 of them, a prefill, beside transformers: 124M, bfloat16."""
     model = place.model("gpt2", torch.bfloat16)
     rival = None
@@ -362,7 +362,7 @@ def _prefill(findings: Findings, place: Place, model: GPT, rival: Any) -> None:
         findings.add(f"prefill of {length}, {name}", 1e3 * median(seconds), "ms", **more)
 
 
-def large(findings: Findings, place: Place) -> None:
+def check_large(findings: Findings, place: Place) -> None:
     """How much of the bandwidth decoding reaches where weights are all there is to read."""
     model = place.model("gpt2-xl", torch.bfloat16)
     findings.wait_for_turn()
@@ -390,7 +390,7 @@ def large(findings: Findings, place: Place) -> None:
         )  # fmt: skip
 
 
-def rival_compiled(findings: Findings, place: Place) -> None:
+def check_rival_compiled(findings: Findings, place: Place) -> None:
     """transformers with its static cache, compiled as its `generate` does it."""
     config = place.model("gpt2", torch.bfloat16).config
     rival = _rival(config, place)
@@ -467,7 +467,7 @@ def _compiled_forward(rival: Any, tokens: Tensor, place: Place) -> Callable[[], 
 # --- memory and training ----------------------------------------------------------------------
 
 
-def memory(findings: Findings, place: Place) -> None:
+def check_memory(findings: Findings, place: Place) -> None:
     """A large cache takes what was computed, and generating takes no more and more."""
     model = place.model("gpt2", torch.bfloat16)
     findings.wait_for_turn()
@@ -505,7 +505,7 @@ def _reserved(place: Place) -> int:
     return torch.cuda.memory_reserved() if place.cuda else 0
 
 
-def training(findings: Findings, place: Place) -> None:
+def check_training(findings: Findings, place: Place) -> None:
     """A step of 124M, 16 x 1,024 tokens, bfloat16: ours and a plain compiled loop."""
     from minigpt.bench.train_section import our_step
 
@@ -569,10 +569,10 @@ def _blocks(positions: int) -> int:
 
 
 PARTS: dict[str, Callable[[Findings, Place], None]] = {
-    "exactness": exactness,
-    "decoding": decoding,
-    "training": training,
-    "large": large,
-    "rival_compiled": rival_compiled,
-    "memory": memory,
+    "exactness": check_exactness,
+    "decoding": check_decoding,
+    "training": check_training,
+    "large": check_large,
+    "rival_compiled": check_rival_compiled,
+    "memory": check_memory,
 }

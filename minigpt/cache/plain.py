@@ -33,18 +33,42 @@ class StaticCache(KVCache):
         super().__init__(spec, batch_size, capacity)
         L, G, D = spec.n_layer, spec.n_kv_head, spec.head_dim
         self._data = self._zeros(L, 2, batch_size, G, capacity, D)
-        self._views = [(keys, values) for keys, values in self._data]  # (B, G, capacity, D) each
+        self._views = self._by_layer(self._data)  # (B, G, capacity, D) each
+        self._shown = self._views
+        self._room: list[tuple[Tensor, Tensor]] | None = None
+        self._prepared: tuple[list[int], int] = [], 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        keys, values = self._views[layer]
-        write(keys, k, self._lengths)  # (B, G, T, D), each row's behind what the row has
-        write(values, v, self._lengths)
+        T = k.shape[2]
+        if self._prepared[0] is not self._lengths or self._prepared[1] != T:
+            self._prepare(T)
+        keys, values = self._shown[layer]
+        if self._room is not None:
+            key_room, value_room = self._room[layer]  # (B, G, T, D) each
+            key_room.copy_(k)
+            value_room.copy_(v)
+        else:
+            write(keys, k, self._lengths)  # each row's behind what the row has
+            write(values, v, self._lengths)
+        return keys, values, self._lengths
+
+    def _prepare(self, count: int) -> None:
+        """Views for a pass of `count` positions, of all layers at once."""
         # Attention reads keys in whole blocks. What lies beyond the last new one is still zero, and
         # in the future of every query, where attention does not look.
-        shown = whole_blocks(len(self) + k.shape[2])
-        if shown < self.capacity:
-            keys, values = keys[:, :, :shown], values[:, :, :shown]
-        return keys, values, self._lengths
+        shown = min(whole_blocks(len(self) + count), self.capacity)
+        if self._shown[0][0].shape[2] != shown:
+            self._shown = self._by_layer(self._data[..., :shown, :])
+        even = min(self._lengths) == len(self)  # then all rows' new ones lie in the same place
+        room = self._data.narrow(-2, len(self), count) if even else None
+        self._room = None if room is None else self._by_layer(room)
+        self._prepared = self._lengths, count
+
+    @staticmethod
+    def _by_layer(data: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """[layer]: keys and values, of (L, 2, B, G, S, D)."""
+        parts = data.flatten(0, 1).unbind()
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     @property
     def nbytes(self) -> int:

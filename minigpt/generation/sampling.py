@@ -1,4 +1,4 @@
-"""From logits to the next token: small pure functions, and the order in which they apply.
+"""From logits to the next token; long because each way to choose is a small pure function.
 
 Each function takes logits (..., V) and returns logits (..., V), with -inf where a token is ruled
 out. `Sampler` puts them together and draws; `log_probabilities` is what the model itself thought.

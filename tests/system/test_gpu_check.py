@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from minigpt.bench.gpu_check import PARTS, Findings, render
+from minigpt.bench.findings import Findings
+from minigpt.bench.gpu_check import PARTS, render
 from minigpt.bench.gpu_parts import PARTS as FUNCTIONS
 from tests.helpers import ROOT
 
