@@ -11,6 +11,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MinigptError as error:
         say(f"minigpt: {error}")
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there yet
+            raise
+        say(f"minigpt: {out_of_memory(str(error))}")
+        return 2
     except KeyboardInterrupt:
         say("\ninterrupted")
         return 130
@@ -81,6 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop_output()
         say(f"minigpt: the output cannot be written ({error.strerror}): make room there")
         return 2
+
+
+def out_of_memory(told: str) -> str:
+    """A sentence of the many that torch tells when a GPU is full."""
+    need = re.search(r"Tried to allocate ([\d.]+ \w+)", told)
+    free = re.search(r"of which ([\d.]+ \w+) is free", told)
+    needed = f"{need[1]} more were needed" if need else "more was needed"
+    return (
+        f"the device's memory is full ({needed}, {free[1] if free else 'too little'} free): take a "
+        f"smaller model, batch or dtype (--dtype bfloat16), or --device cpu"
+    )
 
 
 def drop_output() -> None:

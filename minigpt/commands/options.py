@@ -120,7 +120,9 @@ def precision_option(command: argparse.ArgumentParser) -> None:
 
 
 def device_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    command.add_argument(
+        "--device", default="auto", help="cpu, cuda, mps, ... (default cuda if there is one)"
+    )
     threads_option(command, "CPU threads (default all; 1 for small models)")
 
 

@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
-    from minigpt.training.compiler import require_compiler
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
+    from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
     from minigpt.training.sources import Problems, open_source, starting_model
     from minigpt.training.summary import summarise

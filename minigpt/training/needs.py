@@ -1,4 +1,4 @@
-"""Is there what `torch.compile` needs? Asked before a run, for it is told in 100 lines during one."""
+"""What a run needs of the machine, asked before it begins: room, and a compiler if it compiles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ from functools import cache
 
 import torch
 
+from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
+from minigpt.support.memory import require_memory
+
+BYTES_OF_A_PARAMETER = 16  # itself, its gradient and AdamW's two moments, in float32
+
+
+def require_room(model: GPT, device: torch.device, parts: int) -> None:
+    """Refuse weights whose training does not fit, whatever the batch.
+
+    Args:
+        parts: devices that the weights are shared out to.
+    """
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    require_memory(
+        BYTES_OF_A_PARAMETER * count // parts,
+        device,
+        f"training {count:,} parameters (before what a batch takes)",
+        "take a smaller model, another device, or shard it over several",
+    )
 
 
 @cache
 def require_compiler(device: torch.device) -> None:
-    """Compile something small, as training will compile blocks: a few seconds, most of them imports.
+    """Compile something small, as training will compile blocks: a few seconds, mostly imports.
 
     Raises:
         MinigptError: where that fails: no C++ compiler, on a GPU no Triton, a platform without.
