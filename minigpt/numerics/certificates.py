@@ -1,4 +1,5 @@
-"""Certificates: which calls of a kernel give a row the bits that it has in the reference call.
+"""Certificates: which calls of a kernel give a row the bits that it has in the reference call; long
+because every kind of kernel needs a probe of its own.
 
 `exact.py` says what they are for. A probe runs the very kernel that a model will run, on the very
 shape, dtype, device and number of threads, with numbers on which another order of summation shows,

@@ -1,4 +1,5 @@
-"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else.
+"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else; in one
+long file, because the promise and every way of keeping it belong side by side.
 
 Why bits differ at all. A product row · column is a long sum, and floating-point addition is not
 associative: (a + b) + c and a + (b + c) round differently. A library picks the order of each sum
