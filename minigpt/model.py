@@ -175,9 +175,8 @@ class GPT(RowModule):
         return self._logits(tokens, cache, -1)
 
     def _logits(self, tokens: Tensor, cache: KVCache | None, wanted: slice | int) -> Tensor:
-        for block in self.h:
-            if "ops" not in vars(block.ln_1):  # it was added since: it computes as the others do
-                set_ops(block, self.ops)
+        for block in (b for b in self.h if "ops" not in vars(b.ln_1)):  # added since
+            set_ops(block, self.ops)
         check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
         self.ops.check_context(self.dtype, self.device)
         place = one_place(self.dtype, self.device)
