@@ -149,6 +149,15 @@ def read_utf8(content: bytes, name: str) -> str:
         ) from error
 
 
+def special_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--special",
+        action="store_true",
+        help="read special tokens that are written out, such as <|endoftext|>; else such text is "
+        "ordinary characters",
+    )
+
+
 def say(line: str, end: str = "\n") -> None:
     print(line, end=end, file=sys.stderr, flush=True)
 

@@ -96,7 +96,8 @@ class Inspection:
             narrow = [f"stored in {self.stored} ({on_disk:,} bytes), computed with in {self.dtype}"]
         lines = [
             f"{self.source}: {counted(c.n_layer, 'layer')}, "
-            f"{counted(c.n_head, 'head')}{grouped} of {c.head_dim}, width {c.n_embd}, context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
+            f"{counted(c.n_head, 'head')}{grouped} of {c.head_dim}, width {c.n_embd}, "
+            f"context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
             *narrow,
             "",
             table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts),

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from minigpt.support.checks import listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
-from minigpt.tokenizer import END_OF_TEXT, Tokenizer, check_text
+from minigpt.tokenizer import Tokenizer, check_text
+from minigpt.tokenizer_settings import END_OF_TEXT
 
 LARGEST = 2**20  # tokens to learn
 LONGEST = 128  # bytes of a word that are counted together
@@ -61,6 +62,6 @@ def train_bpe(
     for text in specials:
         if text in vocab or not text:
             raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
-        content["added_tokens"].append({"content": text, "id": len(vocab)})
+        content["added_tokens"].append({"content": text, "id": len(vocab), "special": True})
         vocab[text] = len(vocab)
     return Tokenizer.from_tokenizer_json(content, "the trained vocabulary")
