@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
     from minigpt.tokenizer_settings import END_OF_TEXT
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
+    from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
     from minigpt.training.sources import Problems, Text, open_source, starting_model
     from minigpt.training.summary import summarise
@@ -109,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
         report = say_beside_bars if first else lambda line: None
         if first:
             claim(directory, bool(options.resume))
+        if config.compile:
+            require_compiler(ours.device)  # before text is tokenized, which may take minutes
         source = open_source(config, options.cache)
         if isinstance(source, Text):
             documents = counted(source.corpus.documents, "document")
