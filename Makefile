@@ -16,7 +16,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images lint toy describe clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images gpu-check lint toy describe clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -52,13 +52,22 @@ fuzz: .venv/.has-test ## damage 20,000 checkpoints and caches, and load them: te
 bench: .venv/.has-bench ## measure speed, with and without the cache and beside transformers
 	$(BIN)/minigpt bench $(ARGS)
 
+gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
 notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
+check-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
+notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
 	$(BIN)/python notebooks/check.py $(ARGS)
 
-write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
+write-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
+	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
+
+notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
 
 picture: .venv/.has-core ## draw README's picture: the live page in Chromium

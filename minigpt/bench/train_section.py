@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
+from minigpt.config import GPTConfig
 from minigpt.tokenizer import CharTokenizer
 from minigpt.training.data import Corpus
 from minigpt.training.loop import Run
@@ -65,6 +66,23 @@ def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
             contenders["plain loop over transformers"] = lambda: plain
         run.step()  # compiles, where that is asked for
         return interleave(contenders, rounds, "train")
+
+
+def our_step(
+    shape: GPTConfig, device: torch.device, batch_size: int, compiled: bool
+) -> Callable[[], object]:
+    """One step of ours in bfloat16 on random tokens, to be called again and again."""
+    config = TrainConfig(
+        n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd,
+        n_positions=shape.n_positions, batch_size=batch_size, device=str(device),
+        precision="bfloat16", compile=compiled,
+    )  # fmt: skip
+    tokenizer = CharTokenizer(map(chr, range(256, 256 + shape.vocab_size - 1)))
+    tokens = np.random.default_rng(0).integers(shape.vocab_size, size=100_000, dtype=np.uint16)
+    source = Text(Corpus(tokenizer, tokens, tokens, len(tokens)), config.n_positions, config.seed)
+    with TemporaryDirectory(prefix="minigpt-bench-") as directory:  # only a checkpoint needs it
+        model = starting_model(config, source)
+        return Run(model, source, config, Path(directory), Processes(device), resume=False).step
 
 
 def plain_loop(config: TrainConfig, source: Text) -> Callable[[], object] | None:

@@ -489,13 +489,15 @@ class NoCache:
         return k, v, [0] * k.shape[0]
 
 
+Layers = Sequence["LayerCache | NoCache"]  # one for each layer of a model
+
 # --- the way into a pass --------------------------------------------------------------------------
 
 
 @contextmanager
 def opened(
     cache: KVCache | None, spec: CacheSpec, tokens: Tensor, model: RowModule
-) -> Iterator[tuple[Tensor, Sequence[LayerCache | NoCache]]]:
+) -> Iterator[tuple[Tensor, Layers]]:
     """Positions for new tokens (B, T), and for each layer what keeps their keys and values.
 
     The cache grows when the block ends, and only if all of it succeeds; inside, no gradients are

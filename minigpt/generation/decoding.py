@@ -17,8 +17,10 @@ from torch import Tensor
 
 from minigpt.cache.kvcache import KVCache
 from minigpt.cache.origin import Origin
+from minigpt.generation.device_steps import DeviceSteps, steps_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
+from minigpt.numerics.copies import recheck
 from minigpt.numerics.recorder import recording
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
@@ -69,6 +71,7 @@ class Row:
         top_log_probabilities: int | None = None,
     ) -> None:
         require_model(model)
+        recheck(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
@@ -112,6 +115,11 @@ class Row:
         self.stop_tokens = frozenset(stop_tokens)
         self.policy = policy
         self.top_log_probabilities = top_log_probabilities
+        self.ahead = 1  # tokens that may be computed before anybody sees the first of them
+
+    @property
+    def may_choose_on_device(self) -> bool:
+        return self.sampler.forgets and self.top_log_probabilities is None
 
     def goes_on(self) -> bool:
         """Is there another token to choose? At the context's end the policy decides."""
@@ -128,16 +136,22 @@ class Row:
     def take(self, logits: Tensor) -> int | None:
         """Choose the next token from logits (V,) and append it; None if it ends the text."""
         try:
-            token = self.sampler.choose(logits, self.generator, self.history)
+            early = len(self.result.tokens) < self.sampler.min_new_tokens
+            never = self.stop_tokens if early else ()
+            token = self.sampler.choose(logits, self.generator, self.history, never)
         except MinigptError as error:
             raise _blamed(error, self.model, self.window) from error
-        if token in self.stop_tokens:
-            self.finish("end_of_text")
-            return None
-        if self.top_log_probabilities is not None:
+        if self.top_log_probabilities is not None and token not in self.stop_tokens:
             self.result.log_probabilities.append(
                 log_probabilities(logits, token, self.top_log_probabilities)
             )
+        return self.accept(token)
+
+    def accept(self, token: int) -> int | None:
+        """Append a token that was chosen; None if it ends the text."""
+        if token in self.stop_tokens:
+            self.finish("end_of_text")
+            return None
         self.result.tokens.append(token)
         self.window.append(token)
         self.history.append(token)
@@ -178,26 +192,31 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
         # Guesses go along with the last token: one pass then says what follows each of them.
         room = min(row.left - 1, row.limit - len(row.window), LONGEST_DRAFT)
         guesses = [] if drafter is None or room < 1 else drafter.propose(row.window, room)
+        steps = steps_for(model, cache) if seen == len(row.window) - 1 and not guesses else None
+        new: list[int] | None = None
         with evaluating(model, layers), torch.inference_mode():  # neither while the caller has it
-            tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
-            if guesses:
-                logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
-            else:
-                logits = model.next_logits(tokens, cache=cache)
+            if steps is not None and row.may_choose_on_device:
+                new = choose_on_device(row, steps)
+            if new is None:
+                tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
+                if guesses:
+                    logits = model(tokens, cache=cache)[0, -len(guesses) - 1 :]
+                elif steps is not None:
+                    logits = steps.logits(row.window[-1:])
+                else:
+                    logits = model.next_logits(tokens, cache=cache)
             if cache is not None:
                 result.cache_bytes = cache.nbytes
-                if cache.tokens != [row.window + guesses]:
-                    raise MinigptError(
-                        "another thread wrote into the cache of this text: give each text a cache "
-                        "of its own, such as a fork() made before"
-                    )
-        new: list[int] = []
-        for guess, following in zip([*guesses, None], logits, strict=True):
-            token = row.take(following)
-            if token is not None:
-                new.append(token)
-            if token is None or token != guess:  # what follows was computed after another token
-                break
+                if new is None:
+                    refuse_other_hands(cache, row.window + guesses)
+        if new is None:
+            new = []
+            for guess, following in zip([*guesses, None], logits, strict=True):
+                token = row.take(following)
+                if token is not None:
+                    new.append(token)
+                if token is None or token != guess:  # what follows came after another token
+                    break
         came_true = sum(guess == token for guess, token in zip(guesses, new, strict=False))
         result.drafted += len(guesses)
         result.accepted += came_true
@@ -212,6 +231,41 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
                 began = now
             result.decode_seconds = now - began
             yield token
+
+
+def choose_on_device(row: Row, steps: DeviceSteps) -> list[int] | None:
+    """The next tokens of a text whose cache lacks its last one only, chosen without looking.
+
+    None: the logits were no numbers, and nothing has changed. With fewer tokens than could be, the
+    text has ended.
+    """
+    cache, before = steps.cache, row.generator.get_state()
+    held, room = len(cache), min(cache.capacity, row.limit) - len(cache)
+    chosen = steps.advance(
+        row.window[-1:], min(row.ahead, row.left, room), row.sampler,
+        lambda: row.sampler.noise(row.model.config.vocab_size, row.generator),
+    )  # fmt: skip
+    if chosen is None:
+        cache.truncate(held)
+        row.generator.set_state(before)
+        return None
+    refuse_other_hands(cache, row.window + [token for (token,) in chosen[:-1]])
+    new = []
+    for (token,) in chosen:
+        if row.accept(token) is None:
+            cache.truncate(len(row.window))  # what was computed after the end is nobody's
+            break
+        new.append(token)
+    return new
+
+
+def refuse_other_hands(cache: KVCache, text: list[int]) -> None:
+    """A cache that holds something else than this text after a pass was written to meanwhile."""
+    if cache.tokens != [text]:
+        raise MinigptError(
+            "another thread wrote into the cache of this text: give each text a cache of its own, "
+            "such as a fork() made before"
+        )
 
 
 def check_cache(cache: KVCache, model: GPT) -> None:

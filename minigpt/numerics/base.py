@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.numerics.packed import Packed
+from minigpt.numerics.copies import Copies
 
 
 def attend(
@@ -55,13 +55,43 @@ def whole_blocks(positions: int) -> int:
     return -(-positions // KEY_BLOCK) * KEY_BLOCK
 
 
+class DeviceStarts(tuple[int, ...]):
+    """Where each row goes on, when only the device knows exactly: one new token a row.
+
+    The numbers themselves are the latest start that each row may have, the last position of a
+    block of keys: so much the host must know, to say how many keys are read. A step that is
+    captured once and replayed therefore serves every position of a block.
+
+    Args:
+        blocks: of keys, that each row's start lies in: 1 for positions 0 to 127.
+        positions: (B,), on the device.
+    """
+
+    positions: Tensor
+    hidden: Tensor  # (B, S) bool: the keys that come after each row's new one
+
+    def __new__(cls, blocks: Sequence[int], positions: Tensor) -> DeviceStarts:
+        starts = super().__new__(cls, (block * KEY_BLOCK - 1 for block in blocks))
+        starts.positions = positions
+        keys = torch.arange(max(blocks) * KEY_BLOCK, device=positions.device)
+        starts.hidden = keys > positions[:, None]
+        return starts
+
+    def split(self) -> list[DeviceStarts]:
+        """Each row's, for itself."""
+        blocks = [(latest + 1) // KEY_BLOCK for latest in self]
+        return [
+            DeviceStarts([n], one) for n, one in zip(blocks, self.positions.split(1), strict=True)
+        ]
+
+
 class RowOps(ABC):
     """What a layer may ask for. Every method maps rows to rows and keeps their order."""
 
     name: str
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         """x W + b: (..., in), (in, out), (out,) -> (..., out)."""
 
     @abstractmethod
@@ -89,7 +119,7 @@ class RowOps(ABC):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise the last dimension, then scale and shift."""
 
-    def check_context(self, device: torch.device) -> None:
+    def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
         """Refuse surroundings in which this set cannot keep its word (none, for fast)."""
         return None
 

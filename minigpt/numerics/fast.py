@@ -8,8 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.numerics.base import ACTIVATION, RowOps, plain_linear, records_gradients, visible
-from minigpt.numerics.packed import PACK_FROM, Packed
+from minigpt.numerics.base import (
+    ACTIVATION,
+    DeviceStarts,
+    RowOps,
+    plain_linear,
+    records_gradients,
+    visible,
+)
+from minigpt.numerics.certificates import packed_works
+from minigpt.numerics.copies import COPY_FROM, Copies
+from minigpt.numerics.place import Place
 
 
 class FastOps(RowOps):
@@ -17,19 +26,25 @@ class FastOps(RowOps):
 
     name = "fast"
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        # One row of float32 only reads the weight, which the plain product does quicker.
-        plain = weight.numel() < PACK_FROM or (rows == 1 and x.dtype == torch.float32)
-        if not plain and not records_gradients(x, weight):
-            kernel = packed.kernel(weight)
-            if kernel is not None:
-                return kernel(x.reshape(rows, -1), bias).view(*x.shape[:-1], -1)
+        if not records_gradients(x, weight) and not torch.compiler.is_compiling():
+            # One row of float32 only reads the weight, which the plain product does quicker.
+            many = rows > 1 or x.dtype != torch.float32
+            if many and weight.numel() >= COPY_FROM:
+                kernel = copies.packed(weight)
+                if kernel is not None and packed_works(*weight.shape, Place.of(x)):
+                    return kernel(x, bias)
+            elif x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
+                # A flat product would need views of rows, before and after.
+                return torch.baddbmm(bias, x, copies.stacked(weight))
         return plain_linear(x, weight, bias)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
+        if isinstance(starts, DeviceStarts):
+            return attend_on_device(q, k, v, starts, scale)
         T, start, even = q.shape[2], max(starts), min(starts) == max(starts)
         k, v = k[:, :, : start + T], v[:, :, : start + T]
         mask = None
@@ -45,3 +60,18 @@ class FastOps(RowOps):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def attend_on_device(q: Tensor, k: Tensor, v: Tensor, starts: DeviceStarts, scale: float) -> Tensor:
+    """Attention of one query a row, (B, H, 1, D), in two products that no position is baked into.
+
+    The fused kernel gives a single query's head to one multiprocessor of many.
+    """
+    (B, H, _, D), G, S = q.shape, k.shape[1], max(starts) + 1
+    k, v = k[:, :, :S].flatten(0, 1), v[:, :, :S].flatten(0, 1)  # (N, S, D), with N = B·G
+    q = q.reshape(B * G, H // G, D)
+    hidden = starts.hidden[:, None, : k.shape[1]]  # (B, 1, S)
+    # baddbmm scales the scores in the product, where beta = 0 ignores what it is given.
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    scores.view(B, H, -1).masked_fill_(hidden, -torch.inf)
+    return torch.bmm(scores.softmax(-1), v).view(B, H, 1, D)

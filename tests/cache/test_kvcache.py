@@ -48,10 +48,6 @@ def test_capacity_is_the_context_unless_asked_otherwise(exact):
     assert exact.new_cache(max_length=10).capacity == 10
 
 
-def test_nbytes_is_two_times_layers_heads_width_positions_rows_and_itemsize(exact):
-    assert exact.new_cache(batch_size=3, max_length=10).nbytes == 2 * 2 * 3 * 16 * 10 * 3 * 4
-
-
 def test_it_has_the_models_dtype(make_model):
     model = make_model(dtype=torch.bfloat16)
     assert model.new_cache().layer(0)[0].dtype == torch.bfloat16
@@ -68,13 +64,6 @@ def test_a_layers_keys_and_values_can_be_looked_at(filled):
 def test_an_empty_caches_layer_is_empty(exact, kind):
     keys, values = exact.new_cache(2, kind=kind).layer(1)
     assert keys.shape == values.shape == (2, 3, 0, 16)
-
-
-def test_a_static_caches_layer_is_a_view(exact, text):
-    cache = exact.new_cache()
-    keys, values = cache.layer(1)
-    assert keys.untyped_storage().data_ptr() == cache._data.untyped_storage().data_ptr()
-    assert values.untyped_storage().data_ptr() == cache._data.untyped_storage().data_ptr()
 
 
 def test_every_kind_holds_the_same_keys_and_values(exact, text):
