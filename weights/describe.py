@@ -105,7 +105,7 @@ def _kinds(found: Sequence[Sequence[str]]) -> str:
 
 
 def held_out(writer: Writer) -> Iterator[str]:
-    yield "| begins with | words | said again, and nothing changes | ... where a sentence ends "
+    yield "| begins with | words | said again, and nothing changes | ... where a sentence ends |"
     yield "|---|---|---|---|"
     total: Counter[str] = Counter()
     for kind, (full, cut) in HELD_OUT.items():
