@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # for them and for editors; the table below says the same to 
     from minigpt.generation.beam import Beam, beam_search
     from minigpt.generation.continuation import generate, stream
     from minigpt.generation.decoding import Generation
+    from minigpt.generation.engine import Engine
+    from minigpt.generation.request import Request
     from minigpt.generation.sampling import Sampler, TokenLogProb
     from minigpt.generation.stops import StopStrings
     from minigpt.generation.text import TextStream, stream_text
@@ -28,11 +30,13 @@ __version__ = "0.1.0"
 __all__ = [
     "GPT",
     "Beam",
+    "Engine",
     "GPTConfig",
     "Generation",
     "KVCache",
     "MinigptError",
     "Report",
+    "Request",
     "Sampler",
     "Score",
     "StopStrings",
@@ -54,11 +58,13 @@ __all__ = [
 _HOMES = {
     "GPT": "minigpt.model",
     "Beam": "minigpt.generation.beam",
+    "Engine": "minigpt.generation.engine",
     "GPTConfig": "minigpt.config",
     "Generation": "minigpt.generation.decoding",
     "KVCache": "minigpt.cache.kvcache",
     "MinigptError": "minigpt.support.errors",
     "Report": "minigpt.study.verification",
+    "Request": "minigpt.generation.request",
     "Sampler": "minigpt.generation.sampling",
     "Score": "minigpt.study.likelihood",
     "StopStrings": "minigpt.generation.stops",

@@ -22,10 +22,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from minigpt.cache.growing import GrowingCache
 from minigpt.cache.kinds import LOSSLESS, make_cache
 from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.origin import FOREIGN, Origin
-from minigpt.cache.plain import GrowingCache
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.numerics.base import records_gradients

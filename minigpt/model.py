@@ -23,7 +23,8 @@ from minigpt.cache.kvcache import CacheSpec, KVCache, LayerCache, Layers, NoCach
 from minigpt.config import GPTConfig, refuse_unbuildable
 from minigpt.numerics import row_ops
 from minigpt.numerics.base import RowModule, set_ops
-from minigpt.numerics.packed import Packed
+from minigpt.numerics.copies import Copies
+from minigpt.numerics.place import one_place
 from minigpt.support.errors import MinigptError
 from minigpt.support.tokens import check_tokens, within_context
 
@@ -35,10 +36,10 @@ class Linear(RowModule):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
-        self.packed = Packed()
+        self.copies = Copies()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias, self.packed)  # (..., in) -> (..., out)
+        return self.ops.linear(x, self.weight, self.bias, self.copies)  # (..., in) -> (..., out)
 
 
 class Head(RowModule):
@@ -47,10 +48,10 @@ class Head(RowModule):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
-        self.packed = Packed()
+        self.copies = Copies()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight.T, None, self.packed)  # (..., C) -> (..., V)
+        return self.ops.linear(x, self.weight.T, None, self.copies)  # (..., C) -> (..., V)
 
 
 class LayerNorm(RowModule):
@@ -85,13 +86,13 @@ class Attention(RowModule):
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
-        qkv = self.c_attn(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, D)
-        q, k, v = (part.transpose(1, 2) for part in qkv.split(self.heads, 2))  # (B, H or G, T, D)
+        qkv = self.c_attn(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q, k, v = qkv.split(self.heads, 1)  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
         k, v, starts = cache.append(k, v)  # (B, G, S, D): all up to now
         dropout = self.attn_pdrop if self.training else 0.0
         y = self.ops.attention(q, k, v, starts, self.scale, dropout)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
-        return F.dropout(y, self.resid_pdrop, self.training)
+        return F.dropout(y, self.resid_pdrop) if self.training else y
 
 
 class MLP(RowModule):
@@ -106,7 +107,7 @@ class MLP(RowModule):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.c_proj(self.ops.activation(self.c_fc(x), self.activation))
-        return F.dropout(y, self.resid_pdrop, self.training)
+        return F.dropout(y, self.resid_pdrop) if self.training else y
 
 
 class Block(nn.Module):
@@ -175,15 +176,16 @@ class GPT(RowModule):
 
     def _logits(self, tokens: Tensor, cache: KVCache | None, wanted: slice | int) -> Tensor:
         check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
-        self.ops.check_context(self.device)
-        with opened(cache, self.cache_spec, tokens, self) as (positions, layers):
+        self.ops.check_context(self.dtype, self.device)
+        place = one_place(self.dtype, self.device)
+        with place, opened(cache, self.cache_spec, tokens, self) as (positions, layers):
             return self.compute(tokens, positions, layers, wanted)
 
     def compute(self, tokens: Tensor, positions: Tensor, layers: Layers, wanted: int | slice = -1
                 ) -> Tensor:  # fmt: skip
         """The pass itself, unchecked: `positions` (B, T) or (T,), one of `layers` for a block."""
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
-        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        x = F.dropout(x, self.config.embd_pdrop) if self.training else x
         for block, layer in zip(self.h, layers, strict=True):
             x = block(x, layer)
         return self.lm_head(self.ln_f(x)[:, wanted])  # (B, T, V), or (B, V)

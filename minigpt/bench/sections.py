@@ -16,6 +16,7 @@ import torch
 from minigpt.bench.attention_section import measure_attention
 from minigpt.bench.cache_sections import measure_cache, measure_kinds
 from minigpt.bench.contest import Contest
+from minigpt.bench.engine_section import measure_engine
 from minigpt.bench.machine import describe_machine
 from minigpt.bench.measure import Section, Table
 from minigpt.bench.speed_sections import (
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Contest], Section]] = {
     "cache": measure_cache,
     "kinds": measure_kinds,
     "texts": measure_texts,
+    "engine": measure_engine,
     "train": measure_train,
     "start": measure_start,
     "limits": measure_limits,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from minigpt.cache.growing import GrowingCache
 from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.lossy import QuantizedCache, WindowCache
 from minigpt.cache.paged import PagedCache
-from minigpt.cache.plain import GrowingCache, StaticCache
+from minigpt.cache.plain import StaticCache
 from minigpt.support.errors import MinigptError
 
 KINDS: dict[str, type[KVCache]] = {

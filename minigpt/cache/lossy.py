@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from minigpt.cache.growing import appended, padded
 from minigpt.cache.kvcache import CacheSpec, KVCache
-from minigpt.cache.plain import appended, padded
 from minigpt.support.checks import whole
 
 

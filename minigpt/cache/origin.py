@@ -19,8 +19,9 @@ from torch import nn
 
 from minigpt.config import GPTConfig
 from minigpt.numerics.base import RowModule
-from minigpt.numerics.certificates import Place
 from minigpt.numerics.changes import Glance, checksum, weights_in
+from minigpt.numerics.copies import recheck
+from minigpt.numerics.place import Place
 from minigpt.support.errors import MinigptError
 
 FOREIGN = "another program's"  # numerics of rows that were not computed here
@@ -73,6 +74,7 @@ def revision(model: nn.Module, read: bool = False) -> Revision:
         if found is None or found.model is None:
             found = Revision(model)
         if read:
+            recheck(model)
             digest = _digest(model)
             if found._fingerprint not in (None, digest):
                 found = Revision(model)

@@ -5,18 +5,24 @@ in a pool that forks share, each page counts the tables that it is in, and a pag
 tables hold is copied by the first that writes into it (Kwon et al. 2023, PagedAttention, which
 reads pages in place with a kernel of its own; here a step gathers those that are not neighbours
 anyway, so that attention reads the same numbers in the same order as from any other cache).
+
+Full pages can also be found by what they hold (`publish`, `begin`): a text whose beginning another
+one has computed takes over its pages, and nothing of it is computed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import weakref
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from minigpt.cache.kvcache import CacheSpec, KVCache
+from minigpt.cache.origin import Origin
 from minigpt.numerics.base import KEY_BLOCK, whole_blocks
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
@@ -28,7 +34,8 @@ class PagePool:
     """Pages of `size` positions, each with the keys and values of all layers, and their owners.
 
     `data` is (L, 2, G, pages, size·D). It grows by an eighth, or by what is asked for if that is
-    more; pages that nobody holds any longer are used again first.
+    more; pages that nobody holds any longer are used again first, and of these the published ones
+    last, since a text may still come that begins with them: the longest unused goes first.
 
     Threads that go on with forks of one cache share it, so it is changed and read under `lock`,
     for moments. A thread may take it twice: a cache can be dropped at any line of another's work.
@@ -39,6 +46,9 @@ class PagePool:
         self.data = cache._zeros(*self._shape(1))
         self.owners = [1]  # [page]: how many tables it is in
         self.free: list[int] = []
+        self.known: dict[bytes, int] = {}  # published content, as `following` names it -> its page
+        self.names: dict[int, bytes] = {}  # the same the other way
+        self.idle: dict[int, None] = {}  # known pages that nobody holds, the longest unused first
         self.lock = threading.RLock()
 
     def _shape(self, pages: int) -> tuple[int, ...]:
@@ -50,17 +60,28 @@ class PagePool:
         """Bytes allocated, for all caches that share this pool."""
         return self.data.nbytes
 
+    @property
+    def available(self) -> int:
+        """Pages that can be taken before the pool must grow."""
+        return len(self.free) + len(self.idle)
+
+    def grow(self, more: int, cache: KVCache) -> None:
+        """Allocate so many more pages; `cache` refuses what does not fit in memory."""
+        old = self.data.shape[3]
+        bigger = cache._zeros(*self._shape(old + more))
+        bigger[:, :, :, :old] = self.data
+        self.data = bigger
+        self.free += range(old + more - 1, old - 1, -1)
+        self.owners += [0] * more
+
     def take(self, count: int, cache: KVCache) -> list[int]:
         """`count` pages of zeros, each in one table now."""
         short = count - len(self.free)
         if short > 0:
-            old = self.data.shape[3]
-            more = max(short, old // 8)
-            bigger = cache._zeros(*self._shape(old + more))
-            bigger[:, :, :, :old] = self.data
-            self.data = bigger
-            self.free += range(old + more - 1, old - 1, -1)
-            self.owners += [0] * more
+            self.forget(list(self.idle)[:short])
+            short = count - len(self.free)
+        if short > 0:
+            self.grow(max(short, self.data.shape[3] // 8), cache)
         pages = [self.free.pop() for _ in range(count)]
         for page in pages:
             self.owners[page] = 1
@@ -70,11 +91,31 @@ class PagePool:
     def share(self, pages: Sequence[int]) -> None:
         for page in pages:
             self.owners[page] += 1
+            self.idle.pop(page, None)
 
     def drop(self, pages: Sequence[int]) -> None:
-        for page in pages:
-            self.owners[page] -= 1
+        for page in reversed(pages):  # the end of a text is of no use without its beginning, so it
+            self.owners[page] -= 1  # is the first to be forgotten
             if self.owners[page] == 0:
+                if self.known.get(self.names.get(page, b"")) == page:
+                    self.idle[page] = None
+                else:
+                    self.names.pop(page, None)  # another page with the same content was first
+                    self.free.append(page)
+
+    def learn(self, page: int, name: bytes) -> None:
+        """Publish what a page holds, unless another one that holds the same already is."""
+        self.names[page] = name
+        self.known.setdefault(name, page)
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """Let nobody find these any more; those that nobody holds are free then."""
+        for page in pages:
+            name = self.names.pop(page, b"")
+            if self.known.get(name) == page:
+                del self.known[name]
+            if page in self.idle:
+                del self.idle[page]
                 self.free.append(page)
 
     def drop_tables(self, tables: list[list[int]]) -> None:
@@ -118,6 +159,47 @@ class PagedCache(KVCache):
         pages = {page for table in self.tables for page in table}
         return len(pages) * self.page * self.spec.bytes_per_token
 
+    def begin(self, tokens: Sequence[int], origin: Origin) -> int:
+        """Start this row, which is empty, with published pages that hold the same beginning.
+
+        Args:
+            tokens: what the row is going to hold.
+            origin: what the published pages were computed by.
+
+        Returns:
+            How many of the tokens it holds now: whole pages.
+        """
+        assert self.batch_size == 1 and not len(self)
+        size, name, pages = self.page, b"", list[int]()
+        with self.in_use(), self.pool.lock:
+            for end in range(size, len(tokens) + 1, size):
+                name = following(name, tokens[end - size : end])
+                if name not in self.pool.known:
+                    break
+                pages.append(self.pool.known[name])
+            self.pool.share(pages)
+            self.tables[0] += pages
+            held = len(pages) * size
+            self._lengths, self._tokens, self._origin = [held], [list(tokens[:held])], origin
+        return held
+
+    def publish(self) -> None:
+        """Let other rows `begin` with the full pages of these.
+
+        Only right while all that is published in this pool has one origin; `forget` it otherwise.
+        """
+        assert self._tokens is not None
+        pool, size = self.pool, self.page
+        with pool.lock:
+            for table, tokens in zip(self.tables, self._tokens, strict=True):
+                full = named = len(tokens) // size
+                while named and table[named - 1] not in pool.names:
+                    named -= 1
+                name = pool.names[table[named - 1]] if named else b""
+                for n in range(named, full):
+                    name = following(name, tokens[n * size : (n + 1) * size])
+                    pool.learn(table[n], name)
+
     def _reserve(self, count: int) -> None:
         """Pages for `count` more positions of every row, its own from where it will write."""
         pool, size = self.pool, self.page
@@ -155,6 +237,8 @@ class PagedCache(KVCache):
     def _own_last(self, table: list[int]) -> None:
         """Copy on write: the last page of a row that is about to change, if others hold it too."""
         shared = table[-1]
+        if self.pool.owners[shared] == 1:
+            self.pool.forget([shared])  # it will not be what it was published as
         if self.pool.owners[shared] > 1:
             (table[-1],) = self.pool.take(1, self)
             self.pool.data[:, :, :, table[-1]] = self.pool.data[:, :, :, shared]
@@ -219,3 +303,12 @@ class PagedCache(KVCache):
             for part in data
         )
         return keys, values
+
+
+def following(name: bytes, tokens: Sequence[int]) -> bytes:
+    """The name of a page with these tokens, after a page of that name; b"" is a text's beginning.
+
+    A page's keys and values depend on all tokens before it, and so does its name: a chain of
+    hashes, in which no two texts meet (SHA-256).
+    """
+    return hashlib.sha256(name + array("q", tokens).tobytes()).digest()

@@ -1,9 +1,9 @@
-"""The two plain caches. Read this first; what every kind can do besides is in `kvcache.py`.
+"""The plain cache. Read this first; what every kind can do besides is in `kvcache.py`.
 
 Attention compares each new token with all tokens before it, by a key and a value that each layer
 made of every one of them. Those do not change any more, so they are kept: `append` writes the new
 ones behind the old ones and hands back everything up to them. `StaticCache` has room for all of
-them from the start, `GrowingCache` makes its room anew for each token.
+them from the start; `growing.py` has the textbook's, which makes its room anew for each token.
 
 Shapes use the legend of `model.py`: `B` rows, `T` new positions, `G` key/value heads, `S`
 positions, `D` head width, and `L` layers.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from minigpt.cache.kvcache import CacheSpec, KVCache
@@ -33,18 +32,42 @@ class StaticCache(KVCache):
         super().__init__(spec, batch_size, capacity)
         L, G, D = spec.n_layer, spec.n_kv_head, spec.head_dim
         self._data = self._zeros(L, 2, batch_size, G, capacity, D)
-        self._views = [(keys, values) for keys, values in self._data]  # (B, G, capacity, D) each
+        self._views = self._by_layer(self._data)  # (B, G, capacity, D) each
+        self._shown = self._views
+        self._room: list[tuple[Tensor, Tensor]] | None = None
+        self._prepared: tuple[list[int], int] = [], 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        keys, values = self._views[layer]
-        write(keys, k, self._lengths)  # (B, G, T, D), each row's behind what the row has
-        write(values, v, self._lengths)
+        T = k.shape[2]
+        if self._prepared[0] is not self._lengths or self._prepared[1] != T:
+            self._prepare(T)
+        keys, values = self._shown[layer]
+        if self._room is not None:
+            key_room, value_room = self._room[layer]  # (B, G, T, D) each
+            key_room.copy_(k)
+            value_room.copy_(v)
+        else:
+            write(keys, k, self._lengths)  # each row's behind what the row has
+            write(values, v, self._lengths)
+        return keys, values, self._lengths
+
+    def _prepare(self, count: int) -> None:
+        """Views for a pass of `count` positions, of all layers at once."""
         # Attention reads keys in whole blocks. What lies beyond the last new one is still zero, and
         # in the future of every query, where attention does not look.
-        shown = whole_blocks(len(self) + k.shape[2])
-        if shown < self.capacity:
-            keys, values = keys[:, :, :shown], values[:, :, :shown]
-        return keys, values, self._lengths
+        shown = min(whole_blocks(len(self) + count), self.capacity)
+        if self._shown[0][0].shape[2] != shown:
+            self._shown = self._by_layer(self._data[..., :shown, :])
+        even = min(self._lengths) == len(self)  # then all rows' new ones lie in the same place
+        room = self._data.narrow(-2, len(self), count) if even else None
+        self._room = None if room is None else self._by_layer(room)
+        self._prepared = self._lengths, count
+
+    @staticmethod
+    def _by_layer(data: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """[layer]: keys and values, of (L, 2, B, G, S, D)."""
+        parts = data.flatten(0, 1).unbind()
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     @property
     def nbytes(self) -> int:
@@ -77,65 +100,3 @@ def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:
     else:
         for row, start in enumerate(starts):
             buffer[..., row, :, start : start + count, :] = new[..., row, :, :, :]
-
-
-class GrowingCache(KVCache):
-    """The textbook cache: every step concatenates the old keys and the new ones.
-
-    Memory: 2 x L x G x D x bytes per number for each position held (73,728 bytes per token for
-    GPT-2 124M in float32), and while a layer grows, that layer twice. Every step copies all there
-    is: n tokens one by one cost n²/2 copies of a token's keys and values, where `static` makes n.
-
-    The only kind that gradients flow through, as nothing is overwritten (`minigpt.hf`; a GPT of
-    ours records none with a cache).
-    """
-
-    kind = "growing"
-
-    def __init__(self, spec: CacheSpec, batch_size: int, capacity: int) -> None:
-        super().__init__(spec, batch_size, capacity)
-        nothing = self._zeros(2, batch_size, spec.n_kv_head, 0, spec.head_dim)
-        self._data = [nothing] * spec.n_layer  # (2, B, G, S, D) each
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Sequence[int]]:
-        self._data[layer] = appended(self._data[layer], torch.stack([k, v]), self._lengths)
-        keys, values = self._data[layer]
-        return keys, values, self._lengths
-
-    @property
-    def nbytes(self) -> int:
-        return sum(data.nbytes for data in self._data)
-
-    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._data[index]
-        return keys, values
-
-    def _forget(self, lengths: Sequence[int], end: int) -> None:
-        for layer, data in enumerate(self._data):
-            self._data[layer] = data[..., : max(lengths), :].clone()
-            for row, length in enumerate(lengths):
-                self._data[layer][:, row, :, length:].zero_()
-
-    def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        longest = max(cache._lengths[row] for cache, row in sources)
-        for layer in range(self.spec.n_layer):
-            rows = []
-            for cache, row in sources:
-                assert isinstance(cache, GrowingCache)
-                held = cache._data[layer][:, row, :, : cache._lengths[row]]
-                rows.append(padded(held, longest))
-            self._data[layer] = torch.stack(rows, 1)
-
-
-def appended(held: Tensor, new: Tensor, starts: Sequence[int]) -> Tensor:
-    """Held positions (..., B, G, S, D) and then the new ones, each row's from its own start."""
-    if all(start == held.shape[-2] for start in starts):
-        return torch.cat([held, new], -2)
-    longer = torch.cat([held, torch.zeros_like(new)], -2)
-    write(longer, new, starts)
-    return longer
-
-
-def padded(held: Tensor, length: int) -> Tensor:
-    """(..., S, D) with zeros after it: (..., length, D)."""
-    return torch.nn.functional.pad(held, (0, 0, 0, length - held.shape[-2]))

@@ -30,8 +30,8 @@ def add(commands: Subcommands) -> None:
     command.add_argument(
         "--only",
         metavar="SECTION[,SECTION]",
-        help="some of decode, prefill, exact, int8, cache, kinds, texts, train, start, limits, "
-        "attention (default all)",
+        help="some of decode, prefill, exact, int8, cache, kinds, texts, engine, train, start, "
+        "limits, attention (default all)",
     )
     command.add_argument("--rounds", type=int, metavar="N", help="repetitions (default 10)")
     command.add_argument("--quick", action="store_true", help="as little as shows that it works")

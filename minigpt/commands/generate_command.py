@@ -25,6 +25,7 @@ POLICIES = ("stop", "reprefill")  # the library's, see `options.py`
 EXAMPLES = (
     'minigpt generate --prompt "Once upon a time" --seed 12',
     'minigpt generate --prompt "The fox" --samples 3 --temperature 1',
+    "minigpt generate --prompts prompts.jsonl --out texts.jsonl",
 )
 
 
@@ -59,6 +60,17 @@ def add(commands: Subcommands) -> None:
         metavar="lookup|SOURCE",
         help="guess tokens and check several in one pass: from the text so far, or with a smaller "
         "model; the text is the same",
+    )
+    command.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='continue many prompts side by side: each line a JSON string, or {"prompt": "...", '
+        '"max_new_tokens": 40, "seed": 3, "temperature": 1}',
+    )
+    command.add_argument(
+        "--out",
+        metavar="FILE",
+        help="where their texts go, a line of JSON for each; lines that are there already are kept",
     )
     command.add_argument(
         "--save-cache",
@@ -120,6 +132,8 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check(options)
     given = options.prompt
+    if options.prompts:
+        return many(options)
     if given is None and not options.load_cache:
         given = read_prompt()
 
@@ -180,6 +194,14 @@ def check(options: argparse.Namespace) -> None:
             "--save-cache and --load-cache need a run with the cache: leave out --no-cache, "
             "--compare, --samples and --beams"
         )
+    if bool(options.prompts) != bool(options.out):
+        raise MinigptError("--prompts FILE and --out FILE go together: give both, or neither")
+    single = (options.prompt is not None, options.draft, options.save_cache, options.load_cache)
+    if options.prompts and (any(single) or not alone or options.beams is not None):
+        raise MinigptError(
+            "--prompts runs the texts of a file together: leave out --prompt, --draft, "
+            "--save-cache, --load-cache, --no-cache, --compare, --samples and --beams"
+        )
     if options.draft and (options.samples or options.beams):
         raise MinigptError("--draft is for a single text: leave out --samples and --beams")
     if options.stop and options.beams:
@@ -190,6 +212,14 @@ def check(options: argparse.Namespace) -> None:
             raise MinigptError(
                 f"--save-cache cannot write in {place}: choose a directory that is there and yours"
             )
+
+
+def many(options: argparse.Namespace) -> int:
+    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.commands.prompts_file import write_texts
+
+    settings = {name: getattr(options, name) for name in SAMPLING}
+    return write_texts(options, load(options), load_tokenizer(options.model), settings)
 
 
 def tell(result: Generation, model: GPT) -> None:

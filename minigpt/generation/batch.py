@@ -18,6 +18,7 @@ from minigpt.generation.decoding import Generation, Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
+from minigpt.numerics.copies import recheck
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
@@ -70,6 +71,7 @@ def generate_batch(
     """
     n = whole("n", n)
     require_model(model)
+    recheck(model)
     prompts = listed(prompts)
     if not prompts:
         raise MinigptError("no prompts were given, needed at least one")

@@ -15,6 +15,7 @@ import torch
 from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
+from minigpt.numerics.copies import recheck
 from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
@@ -58,6 +59,7 @@ def beam_search(
         MinigptError: for arguments out of range, before any work is done.
     """
     require_model(model)
+    recheck(model)
     whole("beams", beams, 1, model.config.vocab_size, "one for each token of the vocabulary")
     if not is_number(length_penalty) or not -STRONGEST <= length_penalty <= STRONGEST:
         raise MinigptError(

@@ -20,6 +20,7 @@ from minigpt.cache.origin import Origin
 from minigpt.generation.device_steps import DeviceSteps, steps_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
+from minigpt.numerics.copies import recheck
 from minigpt.numerics.recorder import recording
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
@@ -70,6 +71,7 @@ class Row:
         top_log_probabilities: int | None = None,
     ) -> None:
         require_model(model)
+        recheck(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)

@@ -136,7 +136,7 @@ class DeviceSteps:
     def _extended(self, count: int, fed: Tensor) -> Iterator[Origin]:
         """The cache grows by `count` tokens a row, which `fed` (B, count) holds in the end."""
         origin = Origin.of(self.model)
-        self.model.ops.check_context(self.model.device)
+        self.model.ops.check_context(self.model.dtype, self.model.device)
         with self.cache.extend(self.model.cache_spec, len(fed), count, fed, origin):
             yield origin
 

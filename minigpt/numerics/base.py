@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.numerics.packed import Packed
+from minigpt.numerics.copies import Copies
 
 
 def attend(
@@ -91,7 +91,7 @@ class RowOps(ABC):
     name: str
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         """x W + b: (..., in), (in, out), (out,) -> (..., out)."""
 
     @abstractmethod
@@ -119,7 +119,7 @@ class RowOps(ABC):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise the last dimension, then scale and shift."""
 
-    def check_context(self, device: torch.device) -> None:
+    def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
         """Refuse surroundings in which this set cannot keep its word (none, for fast)."""
         return None
 

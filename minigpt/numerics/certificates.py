@@ -1,4 +1,5 @@
-"""Certificates: which calls of a kernel give a row the bits that it has in the reference call.
+"""Certificates: which calls of a kernel give a row the bits that it has in the reference call; long
+because every kind of kernel needs a probe of its own.
 
 `exact.py` says what they are for. A probe runs the very kernel that a model will run, on the very
 shape, dtype, device and number of threads, with numbers on which another order of summation shows,
@@ -7,7 +8,7 @@ and compares the results bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -16,37 +17,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear
-from minigpt.numerics.packed import PACK_FROM, Packed
+from minigpt.numerics.copies import COPY_FROM, Bags, Chains, pack
+from minigpt.numerics.place import Place
 
 TILE = 16  # rows in the reference call
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # rows a call may have, once certified
 PROBE_LIMIT = 2.5e9  # multiplications in the largest call probed; wider ones gain nothing more
 
 
-class Place(NamedTuple):
-    """Everything but the shape that decides which kernel runs, and how."""
-
-    dtype: torch.dtype
-    device: torch.device
-    threads: int
-    precision: str  # of float32 products: "highest", or faster and less exact
-
-    @classmethod
-    def of(cls, x: Tensor) -> Place:
-        try:
-            precision = torch.get_float32_matmul_precision()
-        except RuntimeError:  # set for one backend alone, which only that backend will tell
-            backends = torch.backends.mkldnn, torch.backends.cuda
-            precision = "/".join(backend.matmul.fp32_precision for backend in backends)
-        return cls(x.dtype, x.device, torch.get_num_threads(), precision)
-
-
 # --- the kernels that are certified -----------------------------------------------------------
 
 
-def attention_scores(q: Tensor, k: Tensor) -> Tensor:
-    """(N, R, M, D) queries, (N, S, D) keys -> (N, R·M, S)."""
-    return torch.bmm(q.flatten(1, 2), k.transpose(1, 2))
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Torch's kernel that never writes the weights down; arguments as `plain_attention`'s."""
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=grouped)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention in two products: (B, H, M, D), (B, G, S, D) twice, (B or 1, 1, M, S) to be added
+    to the scores -> (B, H, M, D)."""
+    B, H, M, _ = q.shape
+    weights = (plain_scores(q * scale, k) + mask).softmax(-1)  # (B, H, M, S)
+    N, S = k.shape[0] * k.shape[1], k.shape[2]
+    return attention_mix(weights.view(N, -1, S), v.flatten(0, 1)).view(B, H, M, -1)
+
+
+def plain_scores(q: Tensor, k: Tensor) -> Tensor:
+    """(B, H, M, D) queries, (B, G, S, D) keys -> (B, H, M, S)."""
+    (B, H, M, D), (_, G, S, _) = q.shape, k.shape
+    queries = q.reshape(B * G, -1, D)  # (N, R·M, D), with N = B·G and R = H / G
+    return torch.bmm(queries, k.flatten(0, 1).transpose(1, 2)).view(B, H, M, S)
 
 
 def attention_mix(weights: Tensor, v: Tensor) -> Tensor:
@@ -57,6 +58,9 @@ def attention_mix(weights: Tensor, v: Tensor) -> Tensor:
     if weights.shape[0] > 1:
         return torch.bmm(weights, v)
     return torch.bmm(weights.expand(2, -1, -1), v.expand(2, -1, -1))[:1]
+
+
+ATTENTION = {"fused": fused_attention, "plain": plain_attention}
 
 
 # --- certificates -----------------------------------------------------------------------------
@@ -76,6 +80,7 @@ class LinearCalls(NamedTuple):
     reference: str  # the kernel of the reference call, "packed" or "plain"
     kernel: dict[int, str]  # for each certified number of rows, the kernel that has its bits
     sizes: tuple[int, ...]  # the certified numbers of rows
+    chains: Chains | None = None  # for one row alone: bags in this order have the reference's bits
 
 
 class AttentionShape(NamedTuple):
@@ -105,20 +110,42 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
         for _ in range(-(-ENOUGH // shape.n_out)):  # few columns tell little, so draw again
             probes.append(_LinearProbe(shape, draw))
         names = [name for name in ("packed", "plain") if name in probes[0].calls]
-        small = shape.n_in * shape.n_out < PACK_FROM
+        small = shape.n_in * shape.n_out < COPY_FROM
         if small and len(names) > 1 and all(probe.steady("plain") for probe in probes):
             names = ["plain"]
-        references = [probe.reference(names[0]) for probe in probes]
+        while not all(probe.refer_to(names[0]) for probe in probes):
+            if len(names) == 1:
+                return LinearCalls(names[0], {}, ())
+            del names[0]  # wrong here, or not the same for every row
         kernel: dict[int, str] = {}
         largest = max(TILE, PROBE_LIMIT / (shape.n_in * shape.n_out))
         for size in SIZES:
-            if None in references or size > largest:
+            if size > largest:
                 break
             for name in names:
                 if all(probe.agrees(name, size) for probe in probes):
                     kernel[size] = name
                     break
-    return LinearCalls(names[0], kernel, tuple(kernel))
+        return LinearCalls(names[0], kernel, tuple(kernel), _certified_chains(shape, probes))
+
+
+def _certified_chains(shape: LinearShape, probes: list[_LinearProbe]) -> Chains | None:
+    """The order of summation that the reference has, if it is one of chains.
+
+    A kernel for many rows keeps its sums in registers over blocks of terms as long as its makers
+    found best. A few columns tell quickly which lengths may be meant; the whole weight decides.
+    """
+    place = shape.place
+    if place.device.type != "cpu" or place.dtype != torch.float32 or shape.by_column:
+        return None  # half precision adds in pairs; a weight that lies by columns is no table
+    lengths = [shape.n_in, *range(shape.n_in - shape.n_in % 16, 63, -16)]
+    for length in dict.fromkeys(lengths):
+        for bias_first in (False, True) if shape.has_bias and length < shape.n_in else (False,):
+            chains = Chains(length, bias_first)
+            likely = probes[0].has_order(chains, columns=16)
+            if likely and all(probe.has_order(chains) for probe in probes):
+                return chains
+    return None
 
 
 ENOUGH = 128  # columns, of all draws together
@@ -132,33 +159,59 @@ class _LinearProbe:
         columns = min(shape.n_out, 2 * ENOUGH - 1)  # the rest repeats them: quicker to make
         self.rows, weight = draw.telling_product(TILE, shape.n_in, columns)
         bias = None
+        truth = self.rows.double() @ weight.double()
+        sizes = self.rows.double().abs() @ weight.double().abs()
         if shape.has_bias:  # column j's sum for row j, but negative: where the bias comes in, shows
-            sums = (self.rows.double() @ weight.double())[
-                torch.arange(columns) % TILE, range(columns)
-            ]
-            bias = self._repeated(-sums.to(weight.dtype), shape.n_out)
-        weight = self._repeated(weight, shape.n_out)
-        weight = weight.T.contiguous().T if shape.by_column else weight.contiguous()
-        packed = Packed().kernel(weight)
+            bias = -truth[torch.arange(columns) % TILE, range(columns)].to(weight.dtype)
+            truth += bias
+            bias = repeated(bias, shape.n_out)
+        self.truth, self.error = truth, 0.01 * sizes + 1e-6  # of this only nonsense is capable
+        if shape.by_column:
+            times = -(-shape.n_out // columns)
+            self.weight = weight.T.repeat(times, 1)[: shape.n_out].T
+        else:
+            self.weight = repeated(weight, shape.n_out)
+        self.bias, weight = (
+            bias,
+            self.weight,
+        )  # calls must not hold the probe, nor it stay in a cycle
+        packed = pack(weight) if shape.place.device.type == "cpu" else None
         self.calls: dict[str, Callable[[Tensor], Tensor]] = {}
         if packed is not None:
             self.calls["packed"] = lambda rows: packed(rows, bias)
         self.calls["plain"] = lambda rows: plain_linear(rows, weight, bias)
         self.want: Tensor | None = None
 
-    @staticmethod
-    def _repeated(x: Tensor, columns: int) -> Tensor:
-        times = [1] * (x.ndim - 1) + [-(-columns // x.shape[-1])]
-        return x.repeat(times)[..., :columns].contiguous()
-
-    def reference(self, name: str) -> Tensor | None:
-        self.want = _reference(self.calls[name], self.rows, 0, self.place)
-        return self.want
+    def refer_to(self, name: str) -> bool:
+        """Take this kernel's results as those wanted, if they are steady and no nonsense."""
+        spoilt = self.weight.new_full((TILE, self.weight.shape[1]), torch.nan)
+        del spoilt  # what a kernel does not write is now likely to hold what was there: no number
+        found = _reference(self.calls[name], self.rows, 0, self.place)
+        if found is None:
+            return False
+        truth = repeated(self.truth.to(found.device), found.shape[1])
+        off = (found.double() - truth).abs()
+        if not (off <= repeated(self.error.to(found.device), found.shape[1])).all():
+            return False
+        self.want = found
+        return True
 
     def agrees(self, name: str, size: int) -> bool:
         """Does a call of this many rows give the reference's bits?"""
         assert self.want is not None
         return torch.equal(self.calls[name](_tiled(self.rows, size, 0)), _tiled(self.want, size, 0))
+
+    def has_order(self, chains: Chains, columns: int | None = None) -> bool:
+        """Do bags in this order give the reference's bits, in the first columns or all?"""
+        assert self.want is not None
+        part = slice(0, columns)
+        bags = Bags(self.weight[:, part].contiguous(), chains)
+        bias = None if self.bias is None else self.bias[part]
+        rows = self.rows if columns is None else self.rows[:2]
+        return all(
+            torch.equal(bags(row, bias), want[part])
+            for row, want in zip(rows, self.want[: len(rows)], strict=True)
+        )
 
     def steady(self, name: str) -> bool:
         """Does the reference call give the same bits on other numbers of threads?"""
@@ -167,6 +220,24 @@ class _LinearProbe:
             with _threads(count, self.place.device):
                 results.append(self.calls[name](self.rows))
         return all(torch.equal(result, results[0]) for result in results)
+
+
+def repeated(x: Tensor, columns: int) -> Tensor:
+    """The same columns again and again, so many in all."""
+    times = [1] * (x.ndim - 1) + [-(-columns // x.shape[-1])]
+    return x.repeat(times)[..., :columns].contiguous()
+
+
+@cache
+def packed_works(n_in: int, n_out: int, place: Place) -> bool:
+    """Is the packed product right here, whatever its order of summation?
+
+    It is not where OpenMP gives fewer threads than it was asked for: then a part is left undone.
+    """
+    with torch.no_grad():
+        few = min(n_out, 4096)  # how threads share the work does not change beyond
+        probe = _LinearProbe(LinearShape(n_in, few, False, False, place), _Draw(place))
+        return "packed" in probe.calls and probe.refer_to("packed")
 
 
 @cache
@@ -193,45 +264,94 @@ def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-@cache
-def attention_sizes(shape: AttentionShape) -> tuple[int, ...]:
-    """The numbers of queries per head for which a call gets the bits of the reference.
+class AttentionCalls(NamedTuple):
+    """How to compute the attention of queries whose keys are so many."""
 
-    The reference is one sequence alone with `TILE` queries per head. Scores, softmax and the
-    weighted sum of values are compared one by one, each on data that would show a difference.
+    kernel: str  # one of ATTENTION
+    sizes: tuple[int, ...]  # the certified numbers of queries per head
+
+
+@cache
+def attention_calls(shape: AttentionShape) -> AttentionCalls:
+    """The kernel, and the numbers of queries per head for which it has the reference's bits.
+
+    The reference is one sequence alone with `TILE` queries per head; it also decides the kernel,
+    which on CPUs is the fused one where that treats every query alike. (On a GPU it would give a
+    single query's head to one multiprocessor of many.)
     """
-    draw = _Draw(shape.place)
-    B, G, R, S, D = shape[:5]
-    q, k = draw.telling_product(G * R * TILE, D, G * S)
-    q, k = q.view(G, R, TILE, D), k.T.contiguous().view(G, S, D)
-    weights, v = draw.telling_product(G * R * TILE, S, G * D)
-    weights, v = weights.view(G, R, TILE, S), v.view(S, G, D).transpose(0, 1).contiguous()
-    scores = 4 * draw.normal(G, R, TILE, S)
-    stages: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = [
-        (attention_scores, q, k),
-        (lambda rows, _: rows.flatten(1, 2).softmax(-1), scores, k),
-        (lambda rows, v: attention_mix(rows.flatten(1, 2), v), weights, v),
-    ]
-    sizes = [size for size in SIZES if size <= KEY_BLOCK]
     with torch.no_grad():
-        for call, rows, other in stages:
-            reference = _reference(_by_rows(call, other), rows, 2, shape.place)
-            if reference is None:
-                return ()
-            batch = _by_rows(call, other.repeat(B, 1, 1))
+        draw = _Draw(shape.place)
+        for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
+            stages = list(_attention_stages(kernel, shape, draw))
+            references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
+            if None not in references:
+                break
+        else:
+            return AttentionCalls("plain", ())
+        B, sizes = shape.batch_size, [size for size in SIZES if size <= KEY_BLOCK]
+        for (_, rows, in_batch), reference in zip(stages, references, strict=True):
+            assert reference is not None
             sizes = [
                 size
                 for size in sizes
                 if torch.equal(
-                    batch(_tiled(rows, size, 2).repeat(B, 1, 1, 1)),
+                    in_batch(_tiled(rows, size, 2).repeat(B, 1, 1, 1)),
                     _tiled(reference, size, 2).repeat(B, 1, 1, 1),
                 )
             ]
-    return tuple(sizes)
+    return AttentionCalls(kernel, tuple(sizes))
 
 
-def _by_rows(call: Callable[[Tensor, Tensor], Tensor], other: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda rows: call(rows, other).unflatten(1, rows.shape[1:3])
+Stage = tuple[Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor]]
+
+
+def _attention_stages(kernel: str, shape: AttentionShape, draw: _Draw) -> Iterator[Stage]:
+    """Calls that would show another order of summation: for one sequence, their rows (1, H, TILE,
+    numbers), and the same for a batch.
+
+    The first two go through the whole kernel. In one the scores are rounding errors, and scaled up
+    until they matter. In the other keys come twice, with values that cancel, so what comes out is
+    rounding errors. Where weights are written down, all three steps are looked at one by one too.
+    """
+    B, G, R, S, D = shape[:5]
+    H, half = G * R, S // 2
+    attention = ATTENTION[kernel]
+
+    def whole(k: Tensor, v: Tensor, scale: float, count: int) -> Callable[[Tensor], Tensor]:
+        k, v = k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)
+        return lambda q: attention(q, k, v, q.new_zeros(1, 1, q.shape[2], S), scale)
+
+    q, k = draw.cancelling(H * TILE, D, G * S)
+    q, k = q.view(1, H, TILE, D), k.T.contiguous().view(1, G, S, D)
+    noise = float((q.float() @ k.float().repeat_interleave(R, 1).mT).std())
+    v = draw.normal(1, G, S, D)
+    scale = min(1 / noise, 1e3 if q.dtype == torch.float16 else 1e12) if noise > 0 else 1.0
+    yield whole(k, v, scale, 1), q, whole(k, v, scale, B)
+    order = torch.randperm(half, generator=draw.generator).to(k.device)
+    k, v = draw.normal(1, G, half, D), 4 * draw.normal(1, G, half, D)
+    k, v = torch.cat([k, k[:, :, order]], 2), torch.cat([v, -v[:, :, order]], 2)
+    v[..., 1::2] = draw.normal(1, G, S, D)[..., 1::2]
+    yield whole(k, v, D**-0.5, 1), draw.normal(1, H, TILE, D), whole(k, v, D**-0.5, B)
+    if kernel == "plain":
+        q, k = draw.telling_product(H * TILE, D, G * S)
+        q, k = q.view(1, H, TILE, D), k.T.contiguous().view(1, G, S, D)
+        weights, v = draw.telling_product(H * TILE, S, G * D)
+        weights, v = weights.view(1, H, TILE, S), v.view(1, S, G, D).transpose(1, 2).contiguous()
+
+        def scores(count: int) -> Callable[[Tensor], Tensor]:
+            keys = k.repeat(count, 1, 1, 1)
+            return lambda q: plain_scores(q, keys)
+
+        def mix(count: int) -> Callable[[Tensor], Tensor]:
+            values = v.repeat(count, 1, 1, 1).flatten(0, 1)
+            return lambda w: attention_mix(w.reshape(count * G, -1, S), values).view(
+                *w.shape[:3], D
+            )
+
+        yield scores(1), q, scores(B)
+        softmax = lambda rows: rows.softmax(-1)  # noqa: E731
+        yield softmax, 4 * draw.normal(1, H, TILE, S), softmax
+        yield mix(1), weights, mix(B)
 
 
 def _reference(

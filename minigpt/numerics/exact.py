@@ -1,4 +1,5 @@
-"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else.
+"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else; in one
+long file, because the promise and every way of keeping it belong side by side.
 
 Why bits differ at all. A product row · column is a long sum, and floating-point addition is not
 associative: (a + b) + c and a + (b + c) round differently. A library picks the order of each sum
@@ -15,25 +16,30 @@ it meets the same kernel in the same place. This holds wherever the same call gi
 twice, on any device, in any dtype. It costs up to `TILE` times the work.
 
 *By certificate.* Most kernels do better than they promise. A probe (`certificates.py`) runs the
-very kernel on the very shape, dtype, device and number of threads with numbers that nearly cancel,
-so that another order of summation shows, and compares it, bit for bit, with the first level. Sizes
+very kernel on the very shape, in the very place (`place.py`), with numbers that nearly cancel, so
+that another order of summation shows, and compares it, bit for bit, with the first level. Sizes
 that pass may be used, others are not: rows are cut and padded into calls of certified sizes only
-(`plan`), and where none passes, the first level is left. A certificate is remembered for its shape,
-dtype, device, thread count and precision setting; change any of these, and the next call probes
-again.
+(`plan`), and where none passes, the first level is left. A certificate holds for its shape and
+place; when threads, dtype, device or a switch of torch's changes, the next call probes again.
+
+One row alone deserves a kernel of its own, for it is what decoding computes, and the kernels for
+many rows waste half of what they read. The usual matrix · vector product adds in an order that no
+other kernel shares. But most kernels for many rows turn out to add in plain chains of
+multiply-adds over so many terms, and a bag of embeddings is such a chain too (`copies.Bags`): with
+bags of the right length it has the very bits, at nearly the speed. The probe finds the length.
 
 Attention has one more freedom to lose, the number of keys. Here a query at position p always meets
 the keys of all whole blocks of `KEY_BLOCK` up to p, in one call; those after p are masked and their
-weight is exactly zero. So p alone decides the number of keys. Softmax and the norms work row by
-row; elementwise addition and multiplication are rounded correctly whatever the kernel. The
-activation is neither (its kernel mixes vector and scalar code, whose last bits differ), so it is
-certified too.
+weight is exactly zero. So p alone decides the number of keys. The norms work row by row;
+elementwise addition and multiplication are rounded correctly whatever the kernel. The activation is
+neither (its kernel mixes vector and scalar code, whose last bits differ), so it is certified too.
 
 Training may use these operations as well: the forward is this, the gradients are the usual ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -49,20 +55,21 @@ from minigpt.numerics.base import (
     RowOps,
     plain_linear,
     records_gradients,
+    whole_blocks,
 )
 from minigpt.numerics.certificates import (
+    ATTENTION,
     TILE,
+    AttentionCalls,
     AttentionShape,
     LinearShape,
-    Place,
     RowwiseShape,
-    attention_mix,
-    attention_scores,
-    attention_sizes,
+    attention_calls,
     certified_calls,
     rowwise_sizes,
 )
-from minigpt.numerics.packed import Packed
+from minigpt.numerics.copies import Copies
+from minigpt.numerics.place import Place
 from minigpt.support.errors import MinigptError
 
 
@@ -71,67 +78,71 @@ class ExactOps(RowOps):
 
     name = "exact"
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-        n_in, n_out = weight.shape
-        by_column, has_bias = weight.stride(0) == 1, bias is not None
-        shape = LinearShape(n_in, n_out, by_column, has_bias, Place.of(x))
-        certified = certified_calls(shape)
-
-        def call(rows: Tensor) -> Tensor:
-            if certified.kernel.get(len(rows), certified.reference) == "packed":
-                kernel = packed.kernel(weight)
-                assert kernel is not None  # there was one for a weight of this shape and place
-                return kernel(rows, bias)
-            return plain_linear(rows, weight, bias)
-
-        def product(rows: Tensor) -> Tensor:
-            return in_calls(rows, call, certified.sizes)
-
-        rows = x.reshape(-1, x.shape[-1])
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
+        place = Place.of(x)
+        product: ExactProduct | None = copies.bound
+        if product is None or not product.fits(place, weight, bias):
+            product = copies.bound = ExactProduct(place, weight, bias)
         if records_gradients(x, weight):
-            y = _WithLinearGradient.apply(rows, weight, bias, product)  # type: ignore[no-untyped-call]
-        else:
-            y = product(rows)
-        return y.view(*x.shape[:-1], -1)
+            rows = x.reshape(-1, x.shape[-1])
+            y: Tensor = _WithLinearGradient.apply(rows, weight, bias, product, copies)  # type: ignore[no-untyped-call]
+            return y.view(*x.shape[:-1], -1)
+        return product(x, weight, bias, copies)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        B, H, T, D = q.shape
-        G, start, place = k.shape[1], max(starts), Place.of(q)
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        (B, H, T, D), G = q.shape, k.shape[1]
+        start, place = max(starts), Place.of(q)
         end = start + T
-        firsts = range(start - start % KEY_BLOCK, end, KEY_BLOCK)  # of the key blocks of queries
-        shapes = [AttentionShape(B, G, H // G, s + KEY_BLOCK, D, place) for s in firsts]
+        ragged = min(starts) < start
+        first = start - start % KEY_BLOCK  # position where the first query's key block begins
         # Rows go together if all their queries meet the same key blocks, each with a mask of its
         # own; and if a batch of that size is certified, for the reference is one sequence alone.
-        ragged = min(starts) < start
-        if (ragged and (T > 1 or min(starts) < firsts[0])) or (
-            B > 1 and not all(map(attention_sizes, shapes))
-        ):
-            each: Sequence[Sequence[int]] = [(start,) for start in starts]
+        if ragged and (T > 1 or min(starts) < first):
+            return self._row_by_row(q, k, v, starts, scale, dropout)
+        if T > 1 and not _finite(k[:, :, start:end], v[:, :, start:end]):
+            if B > 1:
+                return self._row_by_row(q, k, v, starts, scale, dropout)
+            # Masked weights are 0, but 0 x NaN is NaN: earlier queries must not meet it at all.
+            clean = _finite_positions(k[:, :, start:end], v[:, :, start:end])
+            if clean > 0:
+                seen, after = start + clean, [start + clean]
+                halves = (
+                    (q[:, :, :clean], k[:, :, :seen], v[:, :, :seen], starts),
+                    (q[:, :, clean:], k, v, after),
+                )
+                return torch.cat([self.attention(*half, scale, dropout) for half in halves], 2)
+        if k.shape[2] < first + KEY_BLOCK or k.shape[2] < whole_blocks(end):
+            room = (0, 0, 0, whole_blocks(end) - k.shape[2])
+            k, v = F.pad(k, room), F.pad(v, room)  # no room was left to read in whole blocks
+        done = []
+        for low in range(first, end, KEY_BLOCK):
+            S = low + KEY_BLOCK
+            calls = attention_calls(AttentionShape(B, G, H // G, S, D, place))
+            alone = calls if B == 1 else attention_calls(AttentionShape(1, G, H // G, S, D, place))
+            if B > 1 and (not calls.sizes or calls.kernel != alone.kernel):
+                return self._row_by_row(q, k, v, starts, scale, dropout)
+            since, until = max(start, low), min(end, S)
+            queries = q if until - since == T else q[:, :, since - start : until - start]
+            keys, values = (k, v) if k.shape[2] == S else (k[:, :, :S], v[:, :, :S])
+            offsets: tuple[int, ...] | Tensor = (since - low,)
             if isinstance(starts, DeviceStarts):
-                each = starts.split()
-            rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
-            return torch.cat(
-                [self.attention(*qkv, its, scale, dropout) for *qkv, its in rows]  # type: ignore[call-arg]
-            )
-        missing = firsts[-1] + KEY_BLOCK - k.shape[2]
-        if missing > 0:  # no room was left to read in whole blocks
-            k, v = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))
-        k, v = k.flatten(0, 1), v.flatten(0, 1)  # (N, S, D), with N = B·G
-        q = (q * scale).reshape(B * G, H // G, T, D)  # (N, R, T, D), with R = H / G
-        blocks = []
-        for first, shape in zip(firsts, shapes, strict=True):
-            low, high = max(start, first), min(end, first + KEY_BLOCK)
-            queries = q if high - low == T else q[:, :, low - start : high - start]
-            seen = slice(0, first + KEY_BLOCK)
-            lows: list[int] | Tensor = [s - first for s in starts] if ragged else [low - first]
-            if isinstance(starts, DeviceStarts):
-                lows = starts.hidden[:, first:]
-            sizes = attention_sizes(shape)
-            blocks.append(_attend_in_block(queries, k[:, seen], v[:, seen], lows, sizes, dropout))
-        y = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # (N, R, T, D)
-        return y.reshape(B, H, T, D)
+                offsets = starts.hidden[:, :S]
+            elif ragged:
+                offsets = tuple(s - low for s in starts)
+            done.append(_attend_in_block(queries, keys, values, offsets, calls, scale, dropout))
+        return done[0] if len(done) == 1 else torch.cat(done, 2)
+
+    def _row_by_row(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
+    ) -> Tensor:
+        each: Sequence[Sequence[int]] = [[its] for its in starts]
+        if isinstance(starts, DeviceStarts):
+            each = starts.split()
+        rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
+        return torch.cat([self.attention(*qkv, its, scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return _rowwise(name, ACTIVATION[name], x)
@@ -141,11 +152,17 @@ class ExactOps(RowOps):
             "layer_norm", lambda rows: F.layer_norm(rows, weight.shape, weight, bias, eps), x
         )
 
-    def check_context(self, device: torch.device) -> None:
+    def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
         if _compiling():
             raise MinigptError(
                 "torch.compile chooses kernels of its own, whose bits exact numerics cannot "
                 "vouch for: call the model uncompiled, or use numerics='fast'"
+            )
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise MinigptError(
+                f"{str(dtype).removeprefix('torch.')} is a dtype whose sums depend on the number "
+                f"of threads: exact numerics needs float32, bfloat16 or float16, or use "
+                f"numerics='fast'"
             )
         if torch.is_autocast_enabled(device.type):
             raise MinigptError(
@@ -155,49 +172,91 @@ class ExactOps(RowOps):
             )
 
 
+class ExactProduct:
+    """x W + b for weights of one shape, in one place: certificates looked up, kernels chosen."""
+
+    def __init__(self, place: Place, weight: Tensor, bias: Tensor | None) -> None:
+        self.place, self.lies = place, (weight.shape, weight.stride(), bias is None)
+        (n_in, n_out), by_column = weight.shape, weight.stride(0) == 1
+        calls = certified_calls(LinearShape(n_in, n_out, by_column, bias is not None, place))
+        self.reference, self.kernel = calls.reference, calls.kernel
+        self.sizes, self.chains = calls.sizes, calls.chains
+
+    def fits(self, place: Place, weight: Tensor, bias: Tensor | None) -> bool:
+        return self.place is place and self.lies == (weight.shape, weight.stride(), bias is None)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
+        """(..., in) -> (..., out)."""
+        width = x.shape[-1]
+        count = x.numel() // width
+        if count == 1 and self.chains is not None:
+            return copies.bags(weight, self.chains)(x, bias)
+
+        def call(rows: Tensor) -> Tensor:
+            if self.kernel.get(rows.numel() // width, self.reference) == "packed":
+                kernel = copies.packed(weight)
+                assert kernel is not None  # there was one for a weight of this shape and place
+                return kernel(rows, bias)
+            return plain_linear(rows, weight, bias)
+
+        x = x if x.is_contiguous() else x.contiguous()  # kernels may choose by strides as well
+        if self.kernel.get(count) == "packed":
+            return call(x)  # which takes any number of dimensions
+        rows = x if x.ndim == 2 else x.view(count, width)
+        return in_calls(rows, call, self.sizes).view(*x.shape[:-1], -1)
+
+
 def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     width = x.shape[-1]
+    x = x if x.is_contiguous() else x.contiguous()  # another layout would go through other code
     if x.numel() == width:  # one row is the reference
         return call(x)
-    return in_calls(
-        x.reshape(-1, width), call, rowwise_sizes(RowwiseShape(name, width, Place.of(x)))
-    ).view_as(x)
+    rows = x.view(-1, width)
+    return in_calls(rows, call, rowwise_sizes(RowwiseShape(name, width, Place.of(x)))).view_as(x)
 
 
 def _attend_in_block(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lows: list[int] | Tensor,
-    sizes: tuple[int, ...],
+    offsets: tuple[int, ...] | Tensor,
+    calls: AttentionCalls,
+    scale: float,
     dropout: float,
 ) -> Tensor:
-    """Attention of queries that lie in the last key block.
+    """Attention of queries (B, H, T, D) that lie in the last block of the keys (B, G, S, D).
 
-    (N, R, T, D) queries, (N, S, D) keys and values -> (N, R, T, D). `lows` says how far into the
-    block the first query is: one number for all, or one for each sequence, of a single query then;
-    or which keys of the block that one does not see, (B, KEY_BLOCK).
+    `offsets` says how far into the block the first query is: one number for all, or one for each
+    sequence, of a single query then; or which keys that one does not see, (B, S).
     """
-    N, R, T, D = q.shape
+    T, S = q.shape[2], k.shape[2]
     done, offset = [], 0
-    for take, size in plan(T, sizes):
-        scores = attention_scores(_padded(q[:, :, offset : offset + take], size, 2), k)
-        if isinstance(lows, Tensor) or len(lows) > 1:
-            hidden = lows if isinstance(lows, Tensor) else _future(q.device)[lows]  # (B, KEY_BLOCK)
-            by_row = scores.view(len(hidden), -1, scores.shape[-1])  # (B, G·R·size, S)
-            by_row[..., -KEY_BLOCK:].masked_fill_(hidden[:, None], -torch.inf)
-        elif take > 1:
-            first = lows[0] + offset
-            hidden = _future(q.device)[first : first + size]  # (size, KEY_BLOCK)
-            scores.view(N, R, size, -1)[..., -KEY_BLOCK:].masked_fill_(hidden, -torch.inf)
-        elif (first := lows[0] + offset) < KEY_BLOCK - 1:
-            scores[:, :, first + 1 - KEY_BLOCK :] = -torch.inf
-        weights = scores.softmax(-1)  # (N, R·size, S)
+    for take, size in plan(T, calls.sizes):
+        part = q if take == T else q[:, :, offset : offset + take]
+        if isinstance(offsets, Tensor):
+            hidden = offsets[:, None, None].expand(-1, 1, size, S)
+            mask = torch.where(hidden, -torch.inf, 0.0).to(q.dtype)
+        else:
+            mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
         if dropout > 0:
-            weights = F.dropout(weights, dropout)
-        done.append(attention_mix(weights, v).view(N, R, size, D)[:, :, :take])
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            y = F.scaled_dot_product_attention(_padded(part, size, 2), k, v, mask, dropout)
+        else:
+            y = ATTENTION[calls.kernel](_padded(part, size, 2), k, v, mask, scale)
+        done.append(y if take == size else y[:, :, :take])
         offset += take
     return done[0] if len(done) == 1 else torch.cat(done, 2)
+
+
+def _finite(*numbers: Tensor) -> bool:
+    """Is every number one? (A sum that overflows is taken for none, which costs time only.)"""
+    return all(math.isfinite(part.detach().sum(dtype=torch.float32)) for part in numbers)
+
+
+def _finite_positions(k: Tensor, v: Tensor) -> int:
+    """So many positions (dimension 2) come before the first that holds a NaN or an infinity."""
+    bad = ~(k.isfinite() & v.isfinite()).all(3).all(1).all(0)  # (T,)
+    return int(bad.nonzero()[0]) if bad.any() else len(bad)
 
 
 class _WithLinearGradient(torch.autograd.Function):
@@ -209,16 +268,24 @@ class _WithLinearGradient(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        product: Callable[[Tensor], Tensor],
+        product: ExactProduct,
+        copies: Copies,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return product(x)
+        return product(x, weight, bias, copies)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return grad @ weight.T, x.T @ grad, grad.sum(0) if ctx.has_bias else None, None
+        by_x, by_weight, by_bias, *_ = ctx.needs_input_grad
+        return (
+            grad @ weight.T if by_x else None,
+            x.T @ grad if by_weight else None,
+            grad.sum(0) if by_bias and ctx.has_bias else None,
+            None,
+            None,
+        )
 
 
 def _compiling() -> bool:
@@ -279,9 +346,26 @@ def _padded(rows: Tensor, size: int, dim: int) -> Tensor:
     return torch.cat([rows, rows.narrow(dim, -1, 1).expand(shape)], dim)
 
 
-@lru_cache
-def _future(device: torch.device) -> Tensor:
-    """[i, j]: is key j of a block later than query i? Rows past the block are padding: all seen."""
+@lru_cache(maxsize=64)
+def _mask(
+    offsets: tuple[int, ...], size: int, keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What hides the future, (rows, 1, size, keys): 0 where query i sees key j, else -inf.
+
+    Each row's first query lies `offset` positions into the last block of keys. All layers of a step
+    ask for the same one.
+    """
+    every = _masks(keys, dtype, device)
+    rows = [every[:, :, offset : offset + size] for offset in offsets]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+@lru_cache(maxsize=64)
+def _masks(keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, 2 · KEY_BLOCK, keys): for every query of the last block, and for padding, which sees
+    all, behind it."""
     with torch.inference_mode(False):
-        block = torch.ones(KEY_BLOCK, KEY_BLOCK, dtype=torch.bool, device=device).triu(1)
-        return F.pad(block, (0, 0, 0, KEY_BLOCK))
+        hidden = torch.ones(KEY_BLOCK, keys, dtype=torch.bool).triu(keys - KEY_BLOCK + 1)
+        mask = torch.zeros(2 * KEY_BLOCK, keys)
+        mask[:KEY_BLOCK].masked_fill_(hidden, -torch.inf)
+        return mask.to(device, dtype)[None, None]

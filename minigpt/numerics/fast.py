@@ -16,7 +16,9 @@ from minigpt.numerics.base import (
     records_gradients,
     visible,
 )
-from minigpt.numerics.packed import PACK_FROM, Packed
+from minigpt.numerics.certificates import packed_works
+from minigpt.numerics.copies import COPY_FROM, Copies
+from minigpt.numerics.place import Place
 
 
 class FastOps(RowOps):
@@ -24,14 +26,18 @@ class FastOps(RowOps):
 
     name = "fast"
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        # One row of float32 only reads the weight, which the plain product does quicker.
-        plain = weight.numel() < PACK_FROM or (rows == 1 and x.dtype == torch.float32)
-        if not plain and not records_gradients(x, weight):
-            kernel = packed.kernel(weight)
-            if kernel is not None:
-                return kernel(x.reshape(rows, -1), bias).view(*x.shape[:-1], -1)
+        if not records_gradients(x, weight) and not torch.compiler.is_compiling():
+            # One row of float32 only reads the weight, which the plain product does quicker.
+            many = rows > 1 or x.dtype != torch.float32
+            if many and weight.numel() >= COPY_FROM:
+                kernel = copies.packed(weight)
+                if kernel is not None and packed_works(*weight.shape, Place.of(x)):
+                    return kernel(x, bias)
+            elif x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
+                # A flat product would need views of rows, before and after.
+                return torch.baddbmm(bias, x, copies.stacked(weight))
         return plain_linear(x, weight, bias)
 
     def attention(

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minigpt.numerics.base import RowOps, row_modules
-from minigpt.numerics.packed import Packed
+from minigpt.numerics.copies import Copies
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,16 @@ class Recorder(RowOps):
         self.log[name] = Recorded(kind, arguments, output, self.ops)
         return output
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-        return self._call("linear", x, weight, bias, packed)
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
+        return self._call("linear", x, weight, bias, copies)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
         return self._call("attention", q, k, v, starts, scale, dropout)
+
+    def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.ops.check_context(dtype, device)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return self._call("activation", x, name)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.cache.growing import GrowingCache, appended
 from minigpt.cache.kvcache import CacheSpec, KVCache
 from minigpt.cache.lossy import WindowCache
-from minigpt.cache.plain import GrowingCache, StaticCache, appended
+from minigpt.cache.plain import StaticCache
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 

@@ -6,7 +6,7 @@ Every function returns a matplotlib Figure, and saves it too where it is given a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from minigpt.cache.kinds import KINDS
 from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.beam import Beam
+from minigpt.generation.request import Work
 from minigpt.model import GPT
 from minigpt.study.attention import read_head, read_heads
 from minigpt.study.cost import cache_bytes
@@ -27,6 +28,7 @@ from minigpt.study.style import (
     DASHES,
     GREY,
     HATCHES,
+    INK,
     Picture,
     contrasting,
     draw_matrix,
@@ -36,6 +38,7 @@ from minigpt.support.errors import MinigptError
 
 FAMILY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MB = 10**6
+PALE = 0.35  # of a colour
 
 
 def cache_growth(path: str | Path | None = None, config: GPTConfig | None = None) -> Picture:
@@ -377,6 +380,68 @@ def draft_race(
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
         figure.alt = f"{'; '.join(told)}."
+    return figure
+
+
+def timeline(record: Iterable[Work], path: str | Path | None = None) -> Picture:
+    """Who had which row of an engine's batch, step by step: prefill pale, decoding in full colour.
+
+    Args:
+        record: `Engine.record`, or a part of it.
+
+    Raises:
+        MinigptError: for an empty one.
+    """
+    record = list(record)
+    if not record:
+        raise MinigptError("the record is empty: let the engine take a step first")
+    first, last = record[0].step, record[-1].step
+    slots = 1 + max(work.slot for work in record)
+    # Who prefills the last of its prompt decodes in the same step: each has half of the cell.
+    prefilled = {(work.step, work.slot) for work in record if work.what == "prefill"}
+    decoded = {(work.step, work.slot) for work in record if work.what == "decode"}
+    size = (min(12.0, max(5.0, 2 + 0.12 * (last - first))), 1.3 + 0.32 * slots)
+    with drawing(path, 1, 1, size) as figure:
+        (axes,) = figure.axes
+        shown: dict[int, int] = {}  # whose number stands in each row
+        for work in record:
+            cell = (work.step, work.slot)
+            if work.what == "preempted":
+                axes.plot(work.step, work.slot, "x", color=INK, markersize=8, markeredgewidth=2)
+                shown.pop(work.slot, None)
+                continue
+            halved = cell in prefilled and cell in decoded
+            later = 0.5 if halved and work.what == "decode" else 0.0
+            axes.barh(
+                work.slot,
+                0.5 if halved else 1.0,
+                0.8,
+                work.step + later,
+                color=COLOURS[work.request % len(COLOURS)],
+                alpha=PALE if work.what == "prefill" else 1.0,
+                linewidth=0,
+            )
+            if shown.get(work.slot) != work.request:
+                shown[work.slot] = work.request
+                axes.plot([work.step] * 2, [work.slot - 0.4, work.slot + 0.4], color="white")
+                axes.annotate(
+                    str(work.request), (work.step, work.slot), (2, 0), textcoords="offset points",
+                    va="center", fontsize=7, color="white",
+                    bbox={"boxstyle": "square,pad=0.1", "color": INK, "linewidth": 0},
+                )  # fmt: skip
+        axes.set(xlim=(first, last + 1), ylim=(slots - 0.5, -0.5))
+        axes.set(xlabel="step of the engine", ylabel="row of the batch")
+        axes.set_yticks(range(slots))
+        for name, alpha in (("prefill", PALE), ("decode", 1.0)):
+            axes.barh(-9, 0, color=COLOURS[0], alpha=alpha, label=name)
+        axes.plot([], [], "x", color=INK, markeredgewidth=2, linestyle="", label="put back")
+        figure.legend(loc="outside lower center", ncols=3)
+        texts = len({work.request for work in record})
+        back = sum(work.what == "preempted" for work in record)
+        figure.alt = (
+            f"{texts} texts in {slots} rows over {last - first + 1} steps; {back} times a text was "
+            f"put back."
+        )
     return figure
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minigpt.model import GPT, require_model
 from minigpt.numerics.base import KEY_BLOCK
+from minigpt.numerics.copies import recheck
 from minigpt.study.diagnosis import Diagnosis, diagnose
 from minigpt.study.ways import Check, Ways, random_tokens
 from minigpt.support.checks import is_whole
@@ -119,6 +120,7 @@ def verify(
         MinigptError: when the tokens do not fit the model.
     """
     require_model(model)
+    recheck(model)
     if not is_whole(seed):
         raise MinigptError(f"seed is {seed!r}, needed a whole number")
     rng = random.Random(seed)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.model import GPT, Linear
+from minigpt.numerics.copies import Copies
 from minigpt.support.errors import MinigptError
 
 
@@ -41,15 +42,19 @@ class Adapted(Linear):
 
     def __init__(self, plain: Linear, rank: int, scale: float) -> None:
         nn.Module.__init__(self)
-        self.weight, self.bias, self.packed = plain.weight, plain.bias, plain.packed
+        self.weight, self.bias, self.copies = plain.weight, plain.bias, plain.copies
         self.ops, self.training = plain.ops, plain.training
         n_in, n_out = plain.weight.shape
         self.lora_a = nn.Parameter(torch.randn(n_in, rank) * n_in**-0.5)
         self.lora_b = nn.Parameter(torch.zeros(rank, n_out))
         self.scale = scale
+        self.lora_copies = Copies(), Copies()
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x @ self.lora_a @ self.lora_b * self.scale
+        y = super().forward(x)
+        for factor, copies in zip((self.lora_a, self.lora_b), self.lora_copies, strict=True):
+            x = self.ops.linear(x, factor, None, copies)
+        return y + x * self.scale
 
 
 def adapt(model: GPT, names: Iterable[str], rank: int, scale: float) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +167,75 @@ class TestGenerate:
             f"--- sample {n + 1} (seed {5 + n})\n{text}\n" for n, text in enumerate(texts)
         )
 
+    @pytest.fixture
+    def prompts(self, tmp_path):
+        """A file of prompts, the second with settings of its own, and where their texts go."""
+        lines = [PROMPT, {"prompt": PROMPT, "max_new_tokens": 3, "seed": 9}, "", PROMPT + " fox"]
+        file = tmp_path / "prompts.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return ("--prompts", str(file), "--out", str(tmp_path / "texts.jsonl"))
+
+    def test_continues_a_file_of_prompts_each_as_it_would_be_alone(self, run, directory, prompts):
+        code, out, err = run("generate", *prompts, "--max-new-tokens", "8", "--temperature", "1")
+        assert (code, out) == (0, "")
+        assert "4 texts in " in err
+        lines = [json.loads(line) for line in Path(prompts[-1]).read_text().splitlines()]
+        asked = [(PROMPT, 8, 0), (PROMPT, 3, 9), ("", 8, 2), (PROMPT + " fox", 8, 3)]
+        for line, (prompt, count, seed) in zip(lines, asked, strict=True):
+            want = continued(directory, prompt, count, temperature=1.0, seed=seed)
+            assert line["prompt"] + line["text"] == want
+            assert len(line["tokens"]) == count
+            assert line["finish_reason"] == "length"
+            assert 0 < line["first_token_after"] <= line["last_token_after"]
+
+    def test_a_file_of_texts_is_taken_up_where_it_ends(self, run, prompts):
+        how = ("--max-new-tokens", "8", "--temperature", "1")
+        run("generate", *prompts, *how)
+        out = Path(prompts[-1])
+        whole = out.read_text().splitlines(keepends=True)
+        out.write_text("".join(whole[:2]) + whole[2][:20])  # killed while it wrote the third
+        code, _, err = run("generate", *prompts, *how)
+        again = out.read_text().splitlines(keepends=True)
+        assert code == 0
+        assert "has the first 2 texts already" in err
+        assert again[:2] == whole[:2]
+        tokens = [json.loads(line)["tokens"] for line in again]
+        assert tokens == [json.loads(line)["tokens"] for line in whole]
+
+    def test_ends_each_text_of_a_file_before_a_stop_string(self, run, directory, prompts):
+        greedy = ("--temperature", "0", "--max-new-tokens", "30")
+        whole = continued(directory, PROMPT, 30)
+        stop = whole[len(PROMPT) + 9 : len(PROMPT) + 13]
+        assert run("generate", *prompts, *greedy, "--stop", stop)[0] == 0
+        first = json.loads(Path(prompts[-1]).read_text().splitlines()[0])
+        assert PROMPT + first["text"] == PROMPT + whole[len(PROMPT) :].split(stop)[0]
+        assert first["finish_reason"] == "stop_string"
+
+    @pytest.mark.parametrize(
+        ("line", "sentence"),
+        [
+            ("{", "line 2 is not JSON"),
+            ("3", "line 2 holds '3', needed a string or"),
+            ('{"prompt": "a", "temprature": 1}', "line 2 has 'temprature', needed some of prompt"),
+            ('{"prompt": "a", "temperature": -1}', "line 2: temperature is -1, needed"),
+            ('"' + 100 * "a long prompt " + '"', "line 2: the prompt has "),
+        ],
+    )
+    def test_a_bad_line_is_named_before_any_work(self, run, tmp_path, line, sentence):
+        file, out = tmp_path / "prompts.jsonl", tmp_path / "texts.jsonl"
+        file.write_text(f'"a"\n{line}\n')
+        code, _, err = run("generate", "--prompts", str(file), "--out", str(out))
+        assert code == 2
+        assert sentence in err and "Traceback" not in err
+        assert not out.exists()
+
+    def test_refuses_to_write_over_other_texts(self, run, prompts):
+        Path(prompts[-1]).write_text('{"prompt": "another"}\n')
+        code, _, err = run("generate", *prompts)
+        assert code == 2
+        assert "line 1 is not the text of that line's prompt" in err
+        assert Path(prompts[-1]).read_text() == '{"prompt": "another"}\n'
+
     def test_writes_beams_best_first(self, run, directory):
         code, out, _ = run("generate", "--prompt", PROMPT, "--max-new-tokens", "8", "--beams", "2")
         model, tokenizer = GPT.from_pretrained(directory), Tokenizer.from_pretrained(directory)
@@ -208,6 +278,8 @@ class TestGenerate:
         (["--beams", "0"], "beams is 0, needed"),
         (["--samples", "2", "--draft", "lookup"], "--draft is for a single text"),
         (["--beams", "2", "--stop", "x"], "--stop is not for beam search"),
+        (["--prompts", "x"], "--prompts FILE and --out FILE go together"),
+        (["--prompts", "x", "--out", "y"], "--prompts runs the texts of a file together"),
         (["--min-p", "2"], "min_p is 2.0, needed"),
         (["--save-cache", "/nonexistent/cache"], "--save-cache cannot write in /nonexistent"),
         (["--load-cache", "/nonexistent/cache"], "does not exist, needed a file"),

@@ -13,8 +13,8 @@ from minigpt import MinigptError
 from minigpt.config import ACTIVATIONS
 from minigpt.numerics import row_ops
 from minigpt.numerics.base import ACTIVATION, attend, attention_weights, whole_blocks
+from minigpt.numerics.copies import Copies
 from minigpt.numerics.fast import FastOps
-from minigpt.numerics.packed import Packed
 
 
 def test_sets_are_found_by_name():
@@ -31,7 +31,7 @@ def test_an_unknown_set_is_refused():
 @pytest.mark.parametrize("shape", [(40, 30), (600, 500)])
 def test_a_product_is_the_product(numerics, rows, shape):
     x, weight, bias = torch.randn(rows, shape[0]), torch.randn(shape), torch.randn(shape[1])
-    got = row_ops(numerics).linear(x, weight, bias, Packed())
+    got = row_ops(numerics).linear(x, weight, bias, Copies())
     want = (x.double() @ weight.double() + bias).float()
     torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-5)  # float32 sums of 600 terms
 
@@ -112,11 +112,11 @@ def test_a_norm_is_the_textbook_formula(numerics):
 @pytest.mark.parametrize("shape", [(40, 30), (600, 500)])  # too small to be packed, and not
 def test_gradients_flow_through_a_product_even_where_it_is_packed(numerics, shape):
     x, weight, bias = torch.randn(3, shape[0]), torch.randn(shape), torch.randn(shape[1])
-    packed, ops = Packed(), row_ops(numerics)
-    ops.linear(x, weight, bias, packed)  # inference first
+    copies, ops = Copies(), row_ops(numerics)
+    ops.linear(x, weight, bias, copies)  # inference first
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    ops.linear(x, weight, bias, packed).sum().backward()
+    ops.linear(x, weight, bias, copies).sum().backward()
     ones = torch.ones(3, shape[1])
     torch.testing.assert_close(x.grad, ones @ weight.T.detach(), atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(weight.grad, x.T.detach() @ ones, atol=1e-3, rtol=1e-5)

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from minigpt.numerics import certificates, exact
 from minigpt.numerics.base import ACTIVATION, plain_linear
-from minigpt.numerics.certificates import AttentionShape, LinearShape, Place, RowwiseShape
+from minigpt.numerics.certificates import AttentionShape, LinearShape, RowwiseShape
+from minigpt.numerics.copies import Bags, Chains
+from minigpt.numerics.place import Place
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
@@ -21,7 +23,7 @@ class TestACertificate:
 
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch):
-        monkeypatch.setattr("minigpt.numerics.packed.Packed.kernel", lambda self, weight: None)
+        monkeypatch.setattr(certificates, "pack", lambda weight: None)
         self.forget()
         yield
         self.forget()
@@ -29,7 +31,7 @@ class TestACertificate:
     def forget(self):
         certificates.certified_calls.cache_clear()
         certificates.rowwise_sizes.cache_clear()
-        certificates.attention_sizes.cache_clear()
+        certificates.attention_calls.cache_clear()
 
     @staticmethod
     def split_sum(x, weight, bias):
@@ -115,10 +117,72 @@ class TestACertificate:
 
         plain_mix = certificates.attention_mix
         monkeypatch.setattr(certificates, "attention_mix", mix)
+        monkeypatch.setattr(certificates, "ATTENTION", {"plain": certificates.plain_attention})
         shape = AttentionShape(1, 2, 1, 256, 32, PLACE)
-        sizes = certificates.attention_sizes(shape)
+        sizes = certificates.attention_calls(shape).sizes
         assert 4 not in sizes
         assert 16 in sizes
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_fused_attention_that_depends_on_the_number_of_queries(self, monkeypatch, dtype):
+        """Its scores in wide calls are added up in two parts."""
+
+        def cheating(q, k, v, mask, scale):
+            if q.shape[2] < 64:
+                return honest(q, k, v, mask, scale)
+            half = q.shape[3] // 2
+            parts = (q[..., :half].float() @ k[..., :half].float().mT) + (
+                q[..., half:].float() @ k[..., half:].float().mT
+            )
+            weights = (parts * scale + mask).softmax(-1).to(v.dtype)
+            return weights @ v
+
+        def honest(q, k, v, mask, scale):
+            scores = torch.stack([row.float() @ k.float().mT for row in q.split(1, 2)], 2)
+            weights = (scores[:, :, :, 0] * scale + mask).softmax(-1).to(v.dtype)
+            return torch.cat([row @ v for row in weights.split(1, 2)], 2)
+
+        monkeypatch.setitem(certificates.ATTENTION, "fused", cheating)
+        place = Place(dtype, torch.device("cpu"), 1, "highest")
+        calls = certificates.attention_calls(AttentionShape(1, 2, 1, 128, 32, place))
+        assert calls.kernel == "fused"
+        assert 16 in calls.sizes
+        assert not {64, 128} & set(calls.sizes)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_for_fused_attention_that_mixes_values_in_another_order(self, monkeypatch, dtype):
+        def cheating(q, k, v, mask, scale):
+            weights = (q.float() @ k.float().mT * scale + mask).softmax(-1)
+            if q.shape[2] < 64:
+                return torch.cat([row @ v.float() for row in weights.split(1, 2)], 2).to(v.dtype)
+            half = k.shape[2] // 2
+            first = weights[..., :half] @ v[:, :, :half].float()
+            return (first + weights[..., half:] @ v[:, :, half:].float()).to(v.dtype)
+
+        monkeypatch.setitem(certificates.ATTENTION, "fused", cheating)
+        place = Place(dtype, torch.device("cpu"), 1, "highest")
+        calls = certificates.attention_calls(AttentionShape(1, 2, 1, 128, 32, place))
+        assert not (calls.kernel == "fused" and {64, 128} & set(calls.sizes))
+
+    def test_for_bags_a_term_too_long_or_too_short(self):
+        place = Place.here(torch.float32, torch.device("cpu"))
+        shape = LinearShape(768, 64, by_column=False, has_bias=True, place=place)
+        probe = certificates._LinearProbe(shape, certificates._Draw(place))
+        for length in (128, 192, 768):
+
+            def in_chains(rows, length=length):
+                bags = Bags(probe.weight, Chains(length))
+                return torch.cat([bags(row[None], probe.bias) for row in rows])
+
+            probe.calls["plain"] = in_chains
+            assert probe.refer_to("plain")
+            assert probe.has_order(Chains(length))
+            for wrong in (length - 1, length + 1, length // 2):
+                if wrong < 768:
+                    assert not probe.has_order(Chains(wrong))
+            if length < 768:
+                assert not probe.has_order(Chains(length, bias_first=True))
+                assert certificates._certified_chains(shape, [probe]) == Chains(length)
 
     def test_and_the_model_is_exact_all_the_same(self, monkeypatch, make_model, text):
         def plain(x, weight, bias):

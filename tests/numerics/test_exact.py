@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates, exact
-from minigpt.numerics.certificates import (
-    SIZES,
-    LinearCalls,
-    Place,
-)
+from minigpt.numerics.certificates import SIZES, AttentionCalls, LinearCalls
+from minigpt.numerics.place import Place
+from minigpt.training import lora
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
 
 
 def decoded(model, tokens, chunks, **options):
@@ -29,7 +29,7 @@ def no_certificates(monkeypatch):
     """As on a machine where no probe passes: only what is exact by construction is left."""
     monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}, ()))
     monkeypatch.setattr(exact, "rowwise_sizes", lambda shape: (1,))
-    monkeypatch.setattr(exact, "attention_sizes", lambda shape: ())
+    monkeypatch.setattr(exact, "attention_calls", lambda shape: AttentionCalls("plain", ()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,10 +55,16 @@ def test_it_holds_by_construction_alone(no_certificates, make_model, text, dtype
 
 
 def test_construction_and_certificates_give_the_same_bits(make_model, text, request):
-    model, tokens = make_model(numerics="exact"), text(2, 60)
-    certified = model(tokens)
+    tokens = text(2, 60)
+    certified = make_model(numerics="exact")(tokens)
+    kernel = exact.attention_calls(certificates.AttentionShape(
+        1, 3, 1, 128, 16, Place.here(torch.float32, torch.device("cpu"))
+    )).kernel  # fmt: skip
     request.getfixturevalue("no_certificates")
-    assert torch.equal(model(tokens), certified)
+    request.getfixturevalue("monkeypatch").setattr(
+        exact, "attention_calls", lambda shape: AttentionCalls(kernel, ())
+    )
+    assert torch.equal(make_model(numerics="exact")(tokens), certified)
 
 
 @pytest.mark.parametrize("capacity", [133, 140, 160])
@@ -160,9 +166,13 @@ def test_probing_leaves_the_users_random_numbers_alone(make_model, text):
 def test_a_batch_that_no_call_takes_whole_is_computed_row_by_row(monkeypatch, make_model, text):
     model, batch = make_model(numerics="exact"), text(3, 140)
     want = model(batch)
-    certified = exact.attention_sizes
+    certified = exact.attention_calls
     monkeypatch.setattr(
-        exact, "attention_sizes", lambda shape: certified(shape) if shape.batch_size == 1 else ()
+        exact,
+        "attention_calls",
+        lambda shape: certified(shape)._replace(
+            sizes=certified(shape).sizes if shape.batch_size == 1 else ()
+        ),
     )
     assert torch.equal(model(batch), want)
 
@@ -184,3 +194,73 @@ class TestPlan:
     def test_a_few_rows_are_padded_and_many_are_not(self):
         assert exact.plan(5, (1, 8, 16)) == [(5, 8)]
         assert exact.plan(600, (8, 64, 512, 1024)) == [(512, 512), (64, 64), (24, 64)]
+
+
+@pytest.mark.parametrize("layer", ["ln_1", "attn.c_attn", "attn", "mlp.c_fc", "mlp", "ln_2"])
+def test_how_numbers_lie_in_memory_does_not_matter(exact, text, layer):
+    tokens = text(1, 140)
+    want = exact(tokens)
+    hook = (
+        exact.h[0]
+        .get_submodule(layer)
+        .register_forward_hook(lambda module, inputs, output: output.mT.contiguous().mT)
+    )
+    assert torch.equal(exact(tokens), want)
+    assert torch.equal(decoded(exact, tokens, [100, *[1] * 40]), want[0])
+    hook.remove()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("heads", [{}, {"n_kv_head": 1}])
+def test_what_is_no_number_reaches_no_earlier_position(make_model, text, number, heads):
+    model, tokens = make_model(numerics="exact", **heads), text(3, 150)
+    tokens[tokens == 7] = 8
+    tokens[0, 139] = tokens[1, 10] = tokens[1, 60] = 7
+    with torch.no_grad():
+        clean = model(tokens)
+        model.wte.weight[7] = number
+        model.lm_head.weight = torch.nn.Parameter(model.wte.weight.clone())
+        model.lm_head.weight[7] = 0
+    got = model(tokens)
+    usual = [column for column in range(211) if column != 7]
+    for row, first in ((0, 139), (1, 10), (2, 150)):
+        assert torch.equal(got[row, :first, usual], clean[row, :first, usual])
+        assert not got[row, first:, usual].isfinite().any()
+        assert torch.equal(
+            decoded(model, tokens[row : row + 1], [first, *[1] * (150 - first)])[:first],
+            got[row, :first],
+        )
+
+
+def test_adapted_models_are_exact(make_model, text):
+    model, tokens = make_model(numerics="exact"), text(1, 60)
+    lora.adapt(model, ["attn.c_attn", "mlp.c_proj"], rank=8, scale=0.5)
+    for name, parameter in model.named_parameters():
+        if ".lora_b" in name:
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(decoded(model, tokens, [40, *[1] * 20]), model(tokens)[0])
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("numerics", "most"), [("fast", 250), ("exact", 480)])
+def test_a_step_of_twelve_layers_takes_few_operations(numerics, most):
+    """Small models are nothing but calls: what is not needed at every step is not done in it."""
+    model = GPT(GPTConfig(500, 128, 192, 12, 6), numerics=numerics).eval()
+    cache, token = model.new_cache(), torch.tensor([[3]])
+    with torch.inference_mode():
+        for _ in range(2):
+            model.next_logits(token, cache)
+        with Counting() as counted:
+            model.next_logits(token, cache)
+    assert not counted.calls["dropout"]
+    assert counted.calls["copy_"] == 2 * 12
+    assert sum(counted.calls.values()) <= most, counted.calls

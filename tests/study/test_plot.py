@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from minigpt import MinigptError, beam_search
+from minigpt import Engine, MinigptError, beam_search
 from minigpt.cache.kinds import KINDS
 from minigpt.generation.beam import Beam
 from minigpt.generation.sampling import Sampler
@@ -22,6 +22,7 @@ from minigpt.study.plot import (
     memory_by_kind,
     next_token,
     speed_up,
+    timeline,
 )
 from minigpt.study.style import AMOUNTS, SIGNED
 
@@ -306,3 +307,25 @@ class TestWords:
             cells(torch.tensor([[1.0]]), "nats", ("layer", "head"), (["0"], ["0"])),
         ]  # fmt: skip
         assert all(picture.alt.endswith(".") for picture in pictures)
+
+
+def test_timeline_draws_every_piece_of_work_in_its_row_and_step(exact, text, tmp_path):
+    page = 16 * exact.cache_spec.bytes_per_token
+    engine = Engine(exact, memory=6 * page, batch=3, chunk=20)
+    for seed in range(4):
+        engine.submit(text(1, 25, seed=seed)[0].tolist(), 30, stop_tokens=())
+    engine.run()
+    figure = timeline(engine.record, tmp_path / "rows.png")
+    (axes,) = figure.axes
+    bars = [bar for bars in axes.containers for bar in bars if bar.get_width()]
+    cells = {(int(bar.get_x()), round(bar.get_y() + 0.4)) for bar in bars}
+    work = [work for work in engine.record if work.what != "preempted"]
+    assert len(bars) == len(work)
+    assert cells == {(each.step, each.slot) for each in work}
+    crosses = [line.get_xydata() for line in axes.lines if line.get_marker() == "x"]
+    back = [places[0].tolist() for places in crosses if len(places)]  # not the legend's
+    assert back == [[w.step, w.slot] for w in engine.record if w.what == "preempted"] != []
+    assert figure.alt.startswith("4 texts in 3 rows over")
+    assert (tmp_path / "rows.png").stat().st_size
+    with pytest.raises(MinigptError, match="the record is empty"):
+        timeline([])

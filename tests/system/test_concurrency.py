@@ -20,8 +20,8 @@ import torch
 
 from minigpt import GPT, GPTConfig, KVCache, MinigptError, generate, save_cache, stream
 from minigpt.cache.kinds import KINDS, LOSSLESS
-from minigpt.numerics.certificates import attention_sizes, certified_calls, rowwise_sizes
-from minigpt.numerics.exact import _future
+from minigpt.numerics.certificates import attention_calls, certified_calls, rowwise_sizes
+from minigpt.numerics.exact import _mask, _masks
 
 SHARED = "in use by another pass, which has not ended: wait for it, or give each thread a cache"
 
@@ -76,7 +76,7 @@ class TestOneModelInSeveralThreads:
         wide = {"n_embd": 96, "n_inner": 2816, "n_layer": 1}  # its MLP is packed
         model = make_model("exact", **wide)
         want = [model(text(1, 24, seed)) for seed in range(4)]
-        for remembered in (certified_calls, attention_sizes, rowwise_sizes, _future):
+        for remembered in (certified_calls, attention_calls, rowwise_sizes, _mask, _masks):
             remembered.cache_clear()
         model = make_model("exact", **wide)
         got = side_by_side(lambda n: decoded(model, text(1, 24, n), model.new_cache()), 4)

@@ -1,0 +1,189 @@
+"""Everything that is made from one weight to multiply by it faster, in one object beside it.
+
+Two kinds of copy, both made when inference first needs them, and both only where they work:
+
+*packed*: the weight in oneDNN's own layout. On x86 CPUs its product is the quicker one from two
+rows on. The operators are not a public interface of torch.
+
+*bags*: the weight as a table of which `embedding_bag` adds up rows: y = Σ x[k] · W[k], one chain of
+fused multiply-adds over k. That is a matrix · vector product whose order of summation is known,
+where the usual one's is nobody's business; `exact.py` says what that is good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.numerics.changes import Sample, count_fused_steps, totals
+
+COPY_FROM = 2**18  # numbers in a weight; below, it stays in the CPU's caches as it lies
+PANEL = 256  # columns of a table that are read as one stream; 192 to 384 are about as quick
+
+LinearKernel = Callable[[Tensor, Tensor | None], Tensor]  # (..., in), bias (out,) -> (..., out)
+Made = TypeVar("Made")
+
+
+class Copies:
+    """What was made from one weight (in, out), which it follows.
+
+    Moved, converted, exchanged or changed, the weight is copied anew. What torch counts (changes in
+    place, optimizers' steps) is noticed at once, and so is, at every use, what changes some of a
+    few dozen numbers spread over the weight, through `weight.data` for instance. A change of single
+    numbers behind torch's back is noticed by `recheck`.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+        self._source: tuple[Hashable, ...] = ()
+        self._sample: Sample | None = None
+        self._totals: list[int] = []
+        self.bound: Any = None  # what a set of operations keeps here, ready for this weight
+
+    def get(self, weight: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns, made once for a key as long as the weight is the same."""
+        if self._source != _source(weight) or not (
+            self._sample is None or self._sample.still_holds()
+        ):
+            self._forget(weight)
+        made = self._made
+        if key not in made:
+            made[key] = make()
+        found: Made = made[key]
+        return found
+
+    def packed(self, weight: Tensor) -> LinearKernel | None:
+        """The packed product, or None where there is none."""
+        if weight.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return self.get(weight, "packed", lambda: self._copied(weight, pack))
+
+    def bags(self, weight: Tensor, chains: Chains) -> LinearKernel:
+        """The product of one row, in these chains."""
+
+        def make() -> LinearKernel:
+            if weight.numel() < COPY_FROM:
+                return Bags(weight, chains)  # over the weight as it lies
+            return self._copied(weight, lambda weight: Bags(weight, chains))
+
+        return self.get(weight, chains, make)
+
+    def stacked(self, weight: Tensor) -> Tensor:
+        """The weight itself as a stack of one, (1, in, out)."""
+        return self.get(weight, "stacked", lambda: weight.detach()[None])
+
+    def recheck(self, weight: Tensor) -> None:
+        """Read all of the weight, and forget the copies if it is not what they were made from."""
+        if self._sample is not None and self._totals != totals(weight):
+            self._forget(weight)
+
+    def _forget(self, weight: Tensor) -> None:
+        self._made, self._source, self._sample, self._totals = {}, _source(weight), None, []
+
+    def _copied(self, weight: Tensor, copy: Callable[[Tensor], Made]) -> Made:
+        if self._sample is None:
+            count_fused_steps()
+            # It keeps the memory alive, so that its address cannot come to mean another weight.
+            self._sample, self._totals = Sample(weight), totals(weight)
+        return copy(weight)
+
+    def __deepcopy__(self, memo: object) -> Copies:
+        return Copies()
+
+    def __reduce__(self) -> tuple[type[Copies], tuple[()]]:
+        return Copies, ()
+
+
+def recheck(model: nn.Module) -> None:
+    """Have every copy of a model's weights compared with its weight, number by number.
+
+    It takes as long as reading the weights, so it is for the beginning of things.
+    """
+    for module in model.modules():
+        for copies in vars(module).values():
+            if isinstance(copies, Copies) and isinstance(weight := module.weight, Tensor):
+                copies.recheck(weight)
+
+
+def _source(weight: Tensor) -> tuple[Hashable, ...]:
+    version = 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.dtype, weight.shape, weight.stride()
+
+
+# --- packed ---------------------------------------------------------------------------------------
+
+
+def pack(weight: Tensor) -> LinearKernel | None:
+    """The product with a copy in oneDNN's layout; None where torch has none for this weight."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        product = torch.ops.mkldnn._linear_pointwise
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().T.contiguous(), 128)
+        product(weight.new_zeros(1, weight.shape[0]), packed, None, "none", [], "")
+    except (RuntimeError, AttributeError, TypeError):
+        return None
+    return lambda x, bias: product(x, packed, bias, "none", [], "")
+
+
+# --- bags -----------------------------------------------------------------------------------------
+
+
+class Chains(NamedTuple):
+    """An order of summation: chains of `block` terms, whose sums are then added in turn."""
+
+    block: int
+    bias_first: bool = False  # is it added to the first chain's sum, or to the last sum of all?
+
+
+class Bags:
+    """The product of one row, over a copy in panels of columns, or over the weight as it lies.
+
+    Each bag is a block of terms in a panel.
+    """
+
+    def __init__(self, weight: Tensor, chains: Chains) -> None:
+        (n_in, n_out), block = weight.shape, chains.block
+        width = _panel(n_out) if weight.numel() >= COPY_FROM else n_out
+        with torch.inference_mode(False), torch.no_grad():
+            panels = weight.detach().split(width, 1)  # (in, width) each
+            self.table = torch.cat(panels) if len(panels) > 1 else panels[0]  # (panels · in, width)
+            starts = range(0, n_in, block)
+            terms = [torch.arange(start, min(start + block, n_in)) for start in starts]
+            every = [(part, n_in * panel) for part in terms for panel in range(len(panels))]
+            self.index = torch.cat([part + first for part, first in every])  # rows of the table
+            self.offsets = torch.tensor([0, *(len(part) for part, _ in every)]).cumsum(0)[:-1]
+            self.terms = torch.cat([part for part, _ in every]) if len(panels) > 1 else None
+        self.blocks, self.bias_first = len(terms), chains.bias_first
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) of one row -> (..., out)."""
+        if self.terms is not None:
+            factors = x.take(self.terms)
+        else:
+            factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
+        # What F.embedding_bag calls, with mode 0, "sum"; its checks take longer than small weights.
+        sums, *_ = torch.embedding_bag(
+            self.table, self.index, self.offsets, False, 0, False, factors
+        )
+        shape = *x.shape[:-1], -1
+        if self.blocks == 1:
+            y = sums.view(shape)
+        elif self.bias_first and bias is not None:
+            first, *rest = sums.view(self.blocks, *shape).unbind()
+            return reduce(torch.add, rest, first + bias)
+        else:
+            parts = sums.view(self.blocks, *shape)
+            # Torch's own sum adds up to three in turn, more of them in an order of its own.
+            y = parts.sum(0) if self.blocks <= 3 else reduce(torch.add, parts.unbind())
+        return y if bias is None else y + bias
+
+
+def _panel(columns: int) -> int:
+    """The width, of those that cut so many columns evenly, nearest to `PANEL`."""
+    even = [width for width in range(16, 2 * PANEL, 16) if columns % width == 0]
+    return min(even, key=lambda width: abs(width - PANEL), default=columns)

@@ -1,0 +1,108 @@
+"""Where a computation happens: everything but the shape that decides which kernel runs, and how.
+
+A certificate holds for one place (`certificates.py`), and so does what a layer has ready for it. A
+pass through a model finds out once where it is, and its layers compare one object.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Place(NamedTuple):
+    """Two equal ones are the same object when they come from `here` or `of`.
+
+    How many threads OpenMP really gives (`OMP_THREAD_LIMIT`) cannot be asked, and cannot change in
+    a process: probes run with what they get, and find out what is right with that.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    threads: int
+    precision: str  # of float32 products: "highest", or faster and less exact
+    switches: tuple[object, ...] = ()  # of torch's backends
+
+    @classmethod
+    def of(cls, x: Tensor) -> Place:
+        """That of a computation on x: of the pass that is going on, or found out now."""
+        place = _going_on().place
+        if place is not None and place.dtype is x.dtype and place.device == x.device:
+            return place
+        return cls.here(x.dtype, x.device)
+
+    @classmethod
+    def here(cls, dtype: torch.dtype, device: torch.device) -> Place:
+        """That of a computation in this dtype on this device, as things are now."""
+        switches = _on_cuda() if device.type == "cuda" else _on_cpu()
+        return _one(cls(dtype, device, torch.get_num_threads(), _precision(), switches))
+
+
+def one_place(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Place | None]:
+    """Inside the block this thread computes here: nobody asks again. (A compiler never asks.)"""
+    return nullcontext() if torch.compiler.is_compiling() else _settled(Place.here(dtype, device))
+
+
+@contextmanager
+def _settled(place: Place) -> Iterator[Place]:
+    held = _going_on()
+    before, held.place = held.place, place
+    try:
+        yield place
+    finally:
+        held.place = before
+
+
+@lru_cache(maxsize=4096)
+def _one(place: Place) -> Place:
+    return place  # of equal ones, the first that came
+
+
+class _GoingOn(threading.local):
+    place: Place | None = None
+
+
+@cache
+def _going_on() -> _GoingOn:
+    return _GoingOn()
+
+
+def _precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for one backend alone, which only that backend will tell
+        backends = torch.backends.mkldnn, torch.backends.cuda
+        return "/".join(backend.matmul.fp32_precision for backend in backends)
+
+
+def _on_cpu() -> tuple[object, ...]:
+    cuda = torch.backends.cuda  # home of switches for attention's kernels everywhere
+    return (
+        torch._C._get_mkldnn_enabled(),  # torch.backends.mkldnn.enabled takes ten times as long
+        torch.are_deterministic_algorithms_enabled(),
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+    )
+
+
+def _on_cuda() -> tuple[object, ...]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return (
+        *_on_cpu(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_accumulation if hasattr(matmul, "allow_fp16_accumulation") else None,
+        str(torch.backends.cuda.preferred_blas_library()),
+        cudnn.enabled,
+        cudnn.benchmark,
+        cudnn.deterministic,
+        cudnn.allow_tf32,
+    )

@@ -1,0 +1,77 @@
+"""A place: equal ones are one object, and whatever chooses kernels makes another."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from minigpt.numerics.place import Place, one_place
+
+CPU = torch.device("cpu")
+
+
+def here():
+    return Place.here(torch.float32, CPU)
+
+
+def test_the_same_place_is_one_object():
+    assert here() is here()
+    assert Place.of(torch.ones(2)) is here()
+
+
+def test_another_dtype_or_number_of_threads_is_another(threads):
+    before = here()
+    assert Place.here(torch.bfloat16, CPU) is not before
+    threads(torch.get_num_threads() + 1)
+    assert here() is not before
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda on: setattr(torch.backends.mkldnn, "enabled", on),
+        lambda on: torch.use_deterministic_algorithms(not on),
+        torch.backends.cuda.enable_flash_sdp,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+        torch.backends.cuda.enable_math_sdp,
+        lambda on: torch.set_float32_matmul_precision("highest" if on else "high"),
+    ],
+)
+def test_every_switch_that_chooses_kernels_counts(switch):
+    before = here()
+    switch(False)
+    try:
+        assert here() is not before
+    finally:
+        switch(True)
+    assert here() is before
+
+
+def test_a_pass_asks_once_and_each_thread_for_itself(threads):
+    elsewhere = []
+    with one_place(torch.float32, CPU) as place:
+        threads(torch.get_num_threads() + 1)
+        assert Place.of(torch.ones(2)) is place
+        assert Place.of(torch.ones(2).double()) is not place
+        other = threading.Thread(target=lambda: elsewhere.append(Place.of(torch.ones(2))))
+        other.start()
+        other.join()
+    assert elsewhere[0] is not place
+    assert Place.of(torch.ones(2)) is not place
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_switching_mkldnn_between_a_cached_and_an_uncached_pass_is_exact(make_model, text, dtype):
+    """Each place has its bits; the model asks for new certificates, and both are exact."""
+    model, tokens = make_model(numerics="exact", dtype=dtype), text(1, 40)
+    for enabled in (False, True):
+        torch.backends.mkldnn.enabled = enabled
+        try:
+            with torch.inference_mode():
+                cache = model.new_cache()
+                parts = [model(part, cache=cache) for part in tokens.split([30, *[1] * 10], 1)]
+                assert torch.equal(torch.cat(parts, 1), model(tokens))
+        finally:
+            torch.backends.mkldnn.enabled = True
