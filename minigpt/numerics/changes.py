@@ -33,11 +33,12 @@ def weights_in(model: nn.Module) -> list[Tensor]:
     Written out because it runs before every pass: `model.parameters()` takes five times as long.
     """
     found: list[Tensor | None] = []
-    modules = [model]
+    modules: list[nn.Module | None] = [model]
     for module in modules:  # it grows
-        found += module._parameters.values()
-        found += module._buffers.values()
-        modules += [part for part in module._modules.values() if part is not None]
+        if module is not None:
+            found += module._parameters.values()
+            found += module._buffers.values() if module._buffers else ()
+            modules += module._modules.values() if module._modules else ()
     return [weight for weight in found if weight is not None]
 
 
@@ -47,6 +48,7 @@ class Glance:
     def __init__(self, weights: list[Tensor]) -> None:
         self.places = [weight.data_ptr() for weight in weights]
         self.versions = versions(weights)
+        self.counted = not any(map(Tensor.is_inference, weights))
         # An address that came free may be given out again, so the memory must still be there too.
         self.memory = [ref(weight.untyped_storage()) for weight in weights]
 
@@ -55,8 +57,10 @@ class Glance:
         memory = map(Tensor.untyped_storage, weights)
         return (
             self.places == [weight.data_ptr() for weight in weights]
-            and self.versions == versions(weights)
             and all(map(is_, memory, [held() for held in self.memory]))
+            # The memory is the same, and so torch counts for it or does not, as before.
+            and self.versions
+            == ([weight._version for weight in weights] if self.counted else versions(weights))
         )
 
 
