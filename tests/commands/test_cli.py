@@ -42,12 +42,6 @@ def directory(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more; and --threads is undone after each test."""
-    threads(1)
-
-
 @pytest.fixture
 def run(directory, capsys):
     """run("verify", ...): exit code, stdout and stderr of a command with the small model."""
