@@ -2,8 +2,9 @@
 checkpoint's files say which of the two kinds of tokenizer it has.
 
 tiktoken does the merging. Reads and writes the two files of a GPT-2 checkpoint (`vocab.json`,
-`merges.txt`). How byte pairs are learned is in `training/bpe.py`, where a checkpoint comes from in
-`checkpoint/hub.py`, text of tokens as they come in `generation/text.py`.
+`merges.txt`), or `tokenizer.json` where there is more to say: what comes before merging is in
+`tokenizer_settings.py`. How byte pairs are learned is in `training/bpe.py`, where a checkpoint
+comes from in `checkpoint/hub.py`, text of tokens as they come in `generation/text.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,27 @@ from typing import Any
 from minigpt.support.checks import is_whole, listed, path_of, plain_file
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import read_json, write_text
+from minigpt.tokenizer_settings import (
+    END_OF_TEXT,
+    Finder,
+    Settings,
+    Word,
+    added_token,
+    check_agreement,
+    from_small_files,
+    from_tokenizer_json,
+)
 
 # How GPT-2 cuts text before merging (Radford et al. 2019): a word takes the space before it along.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LONGEST_GAP = 900_000  # characters; tiktoken's regex engine panics on 999,999 white spaces in a row
-LONGEST_SPECIALS = 2**16  # characters; tiktoken takes 300 bytes of memory for each
+UNCUT = r"(?s:.+)"  # for a tokenizer whose merges may cross words
+LONGEST_SPECIALS = 2**16  # characters, of all that are searched for at once
 LARGEST_FILE = 2**25  # bytes of a vocabulary: GPT-2's has 1 MB
-END_OF_TEXT = "<|endoftext|>"
+FILES = (  # in which a checkpoint may keep its tokenizer
+    "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 GPT2_VOCAB_SIZE = 50257
 
@@ -50,30 +66,45 @@ class Tokenizer:
         ids: the id of each token that bytes and merges make, *in merge order*: the 256 single
             bytes, then the result of the first merge, of the second, and so on.
         specials: the id of each special token, by its text. Merges never make these.
+        settings: what happens to text before merging; None: nothing, as with GPT-2.
 
     Attributes:
         n_vocab: V, one more than the highest id: the rows that a model of it needs.
         eot_token: the id of `<|endoftext|>`, which separates documents; None if there is none.
     """
 
-    def __init__(self, ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        ids: Mapping[bytes, int],
+        specials: Mapping[str, int],
+        settings: Settings | None = None,
+    ) -> None:
         import tiktoken  # here rather than above, so that `import minigpt` stays cheap
 
-        _check_vocabulary(ids, specials)
+        self._settings = settings or Settings()
+        words = {text: Word(text, i, special=True) for text, i in specials.items()}
+        words |= {word.text: word for word in self._settings.words}
+        _check_vocabulary(ids, {text: word.id for text, word in words.items()} | dict(specials))
         self._ranks = {token: rank for rank, token in enumerate(ids)}
-        self._specials = dict(specials)
+        self._specials = {text: word.id for text, word in words.items() if word.special}
         # tiktoken takes a token's id for its merge priority. Ours may be anything, so it gets the
-        # priorities and `_ids` translates; specials have no priority and come last.
-        self._ids = [*ids.values(), *specials.values()]
+        # priorities and `_ids` translates.
+        self._ids = list(ids.values())
         self._bytes = {i: token for token, i in ids.items()}
-        self._bytes |= {i: text.encode() for text, i in specials.items()}
+        self._bytes |= {word.id: word.text.encode() for word in words.values()}
         self.n_vocab: int = max(self._bytes) + 1
         self.eot_token: int | None = self._specials.get(END_OF_TEXT)
+        self._written = Finder({t: word for t, word in words.items() if not word.normalized})
+        found: dict[str, Word] = {}
+        for text, word in words.items():
+            if word.normalized:
+                found.setdefault(self._settings.normalize(text), word)
+        self._normalized = Finder(found)
         self._encoding = tiktoken.Encoding(
             "minigpt",
-            pat_str=PATTERN,
+            pat_str=PATTERN if self._settings.cut_words else UNCUT,
             mergeable_ranks=self._ranks,
-            special_tokens={text: len(ids) + n for n, text in enumerate(specials)},
+            special_tokens={},
         )
 
     @classmethod
@@ -82,12 +113,13 @@ class Tokenizer:
 
         Args:
             source: a directory, one of `GPT2_NAMES`, or what else `hub.resolve` knows. A directory
-                is read from `vocab.json` and `merges.txt`, else from `tokenizer.json`; with none of
-                them and GPT-2's vocabulary size, it is taken to be GPT-2's own.
+                is read from `tokenizer.json`, else from `vocab.json` and `merges.txt` and what
+                lies beside them; with none of them and GPT-2's vocabulary size, it is taken to be
+                GPT-2's own.
 
         Raises:
-            MinigptError: when there is no such checkpoint, or its files are missing, damaged or
-                disagree.
+            MinigptError: when there is no such checkpoint, its files are missing, damaged or
+                disagree, or they have a setting that would be ignored.
         """
         from minigpt.checkpoint.hub import WEIGHTS_DIR, resolve
 
@@ -102,18 +134,25 @@ class Tokenizer:
     def _from_directory(cls, directory: Path) -> Tokenizer:
         vocab, merges = directory / "vocab.json", directory / "merges.txt"
         both, config = directory / "tokenizer.json", directory / "config.json"
-        if vocab.is_file() and merges.is_file():
-            lines = _read_text(merges).rstrip("\n").split("\n")
-            header = lines[0].startswith("#version")  # "#" alone may start a merge
-            pairs = [line.split(" ") for line in lines[header:] if line]
-            added = directory / "added_tokens.json"  # specials that a fine-tuned checkpoint gained
-            tokens = _read_json(vocab) | (_read_json(added) if added.is_file() else {})
-            return cls._from_symbols(tokens, pairs, directory)
+        said, named, added = (
+            _read_json(directory / name) if (directory / name).is_file() else {}
+            for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        )
         if both.is_file():
             content = _read_json(both)
             if CharTokenizer.wrote(content):
                 return CharTokenizer.from_tokenizer_json(content, directory)
-            return cls.from_tokenizer_json(content, directory)
+            tokenizer = cls.from_tokenizer_json(content, directory)
+            known = {text.decode(errors="replace") for text in tokenizer._bytes.values()}
+            check_agreement(said, known)
+            return tokenizer
+        if vocab.is_file() and merges.is_file():
+            lines = _read_text(merges).rstrip("\n").split("\n")
+            header = lines[0].startswith("#version")  # "#" alone may start a merge
+            pairs = [line.split(" ") for line in lines[header:] if line]
+            tokens = _read_json(vocab)
+            settings = from_small_files(said, named, added, tokens, directory)
+            return cls._from_symbols(tokens, pairs, settings, directory)
         if config.is_file() and _read_json(config).get("vocab_size") == GPT2_VOCAB_SIZE:
             return cls._gpt2()
         raise MinigptError(
@@ -138,29 +177,38 @@ class Tokenizer:
 
     @classmethod
     def from_tokenizer_json(cls, content: dict[str, Any], where: Path | str) -> Tokenizer:
-        """From the one-file format of the `tokenizers` library."""
+        """From the one-file format of the `tokenizers` library. Raises as `from_pretrained`."""
+        settings = from_tokenizer_json(content, where)
         try:
-            model, added = content["model"], content["added_tokens"]
-            vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
-            merges = [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
-            byte_level = content["pre_tokenizer"]["type"] == "ByteLevel"
-        except (KeyError, TypeError):
-            byte_level = False
-        if not byte_level:
+            vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+            pairs = [m.split(" ") if isinstance(m, str) else list(m) for m in merges]
+            return cls._from_symbols(dict(vocab), pairs, settings, where)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MinigptError(
-                f"the tokenizer.json of {where} is not a byte-level BPE like GPT-2's, and no other "
-                f"kind can be read: use a GPT-2-style checkpoint"
-            )
-        return cls._from_symbols(vocab, merges, where)
+                f"the tokenizer.json of {where} is damaged ({error!r}): get the file again"
+            ) from error
 
     @classmethod
     def _from_symbols(
-        cls, vocab: dict[str, int], merges: Sequence[Sequence[str]], where: Path | str
+        cls,
+        vocab: dict[str, int],
+        merges: Sequence[Sequence[str]],
+        settings: Settings,
+        where: Path | str,
     ) -> Tokenizer:
         """From the vocabulary and merges as GPT-2 writes them, in printable symbols.
 
-        What neither bytes nor merges make is a special token.
+        What neither bytes nor merges make is a special token, unless the settings say otherwise.
         """
+        added = {word.text: word for word in settings.words}
+        for text, word in added.items():
+            if vocab.get(text, word.id) != word.id:
+                raise MinigptError(
+                    f"{text!r} has the id {vocab[text]} in the vocabulary of {where} and "
+                    f"{word.id} among its added tokens: use the files of one and the same "
+                    f"checkpoint"
+                )
+        vocab = vocab | {text: word.id for text, word in added.items()}
         if not all(type(text) is str for text in vocab):
             raise MinigptError(f"the vocabulary of {where} has tokens that are no text")
         if not all(is_whole(i) and i >= 0 for i in vocab.values()):
@@ -180,20 +228,29 @@ class Tokenizer:
         # Special tokens are spelled out: one with the stand-in for a space is a merge gone astray.
         wrong = [f"no id for {token!r}" for token in made if token not in vocab]
         wrong += [
-            f"no merge for {text!r}" for text in specials if SYMBOLS[0x20] in text or not text
+            f"no merge for {text!r}"
+            for text in specials
+            if (SYMBOLS[0x20] in text and text not in added) or not text
         ]
         if wrong:
             raise MinigptError(
                 f"the vocabulary and merges of {where} disagree, there is {wrong[0]}: use the "
                 f"vocab.json and merges.txt of one and the same checkpoint"
             )
-        return cls({bytes(BYTES[s] for s in token): vocab[token] for token in made}, specials)
+        specials = {t: i for t, i in specials.items() if t not in added or _plain(added[t])}
+        words = tuple(word for word in settings.words if word.text not in specials)
+        ids = {bytes(BYTES[s] for s in token): vocab[token] for token in made}
+        return cls(ids, specials, replace(settings, words=words))
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, allow_special: bool = False, part: bool = False) -> list[int]:
         """The tokens of `text`.
 
         Special tokens written out in the text are read as the characters they are, so that nobody
         can smuggle one in; `allow_special=True` reads them as special tokens.
+
+        Args:
+            part: the text goes on another one: where the checkpoint asks for a space before each
+                text, or tokens around it, there are none here.
 
         Raises:
             MinigptError: when `text` is not a str, holds a surrogate (half of a UTF-16 character),
@@ -203,24 +260,53 @@ class Tokenizer:
         gaps = re.findall(r"\s+", text) if len(text) > LONGEST_GAP else []
         if any(len(gap) > LONGEST_GAP for gap in gaps):
             raise MinigptError(f"text has over {LONGEST_GAP} white spaces in a row: cut it there")
-        if allow_special:
-            ranks = self._encoding.encode(text, allowed_special="all", disallowed_special=())
-        else:
-            ranks = self._encoding.encode_ordinary(text)
-        return [self._ids[rank] for rank in ranks]
+        settings, tokens = self._settings, []
+        for number, piece in enumerate(self._pieces(text, allow_special)):
+            if isinstance(piece, int):
+                tokens.append(piece)
+                continue
+            if settings.prefix_space and not piece.startswith(" ") and (number or not part):
+                piece = " " + piece
+            tokens += [self._ids[rank] for rank in self._encoding.encode_ordinary(piece)]
+        return tokens if part else [*settings.before, *tokens, *settings.after]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises as `decode_bytes`."""
-        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+    def _pieces(self, text: str, allow_special: bool) -> Iterator[str | int]:
+        """The text, normalized, and in it the ids of the words that are not merged."""
+        for piece in self._written.split(text, allow_special):
+            if isinstance(piece, int):
+                yield piece
+            else:
+                yield from self._normalized.split(self._settings.normalize(piece), allow_special)
 
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of `tokens`, exactly: the inverse of `encode`.
+    @property
+    def is_local(self) -> bool:
+        """Whether a text may be cut before a white space, and its parts' tokens are the text's."""
+        return self._settings.cut_words and not self._settings.words
+
+    def without_text(self, vocab_size: int) -> list[int]:
+        """The ids below `vocab_size` that no token has: rows that pad a model's vocabulary."""
+        return [i for i in range(vocab_size) if i not in self._bytes]
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises as `decode_bytes`.
+
+        Args:
+            skip_special_tokens: leave them out, rather than spell them.
+        """
+        text = self.decode_bytes(tokens, skip_special_tokens)
+        return text.decode("utf-8", errors="replace")
+
+    def decode_bytes(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> bytes:
+        """The bytes of `tokens`, exactly: the inverse of `encode`, where its settings are GPT-2's.
 
         Raises:
             MinigptError: for a token that is no whole number or has no entry in the vocabulary.
         """
         try:
-            return b"".join([self._bytes_of(token) for token in tokens])
+            skipped = frozenset(self._specials.values() if skip_special_tokens else ())
+            return b"".join(
+                [self._bytes_of(token) for token in tokens if not skipped or token not in skipped]
+            )
         except TypeError:
             raise MinigptError(f"tokens is {tokens!r}, needed a list: write [id] for one") from None
 
@@ -237,17 +323,41 @@ class Tokenizer:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `vocab.json` and `merges.txt`, as GPT-2 has them, into `directory`.
 
+        A tokenizer with settings that these two cannot say writes `tokenizer.json` instead. Files
+        of another tokenizer, which would be read along, are removed.
+
         Raises:
             MinigptError: when they cannot be written.
         """
         directory = path_of(directory)
         vocab = {_symbols(token): self._ids[rank] for token, rank in self._ranks.items()}
-        vocab |= self._specials
-        pairs = (_halves(token, self._ranks) for token in self._ranks if len(token) > 1)
-        merges = [f"{_symbols(left)} {_symbols(right)}\n" for left, right in pairs]
-        by_id = dict(sorted(vocab.items(), key=operator.itemgetter(1)))
-        _write_text(Path(directory, "vocab.json"), json.dumps(by_id, ensure_ascii=False))
-        _write_text(Path(directory, "merges.txt"), "#version: 0.2\n" + "".join(merges))
+        pairs = [_halves(token, self._ranks) for token in self._ranks if len(token) > 1]
+        merges = [f"{_symbols(left)} {_symbols(right)}" for left, right in pairs]
+        if self._settings == Settings():
+            by_id = dict(sorted((vocab | self._specials).items(), key=operator.itemgetter(1)))
+            lines = "".join(f"{merge}\n" for merge in merges)
+            files = {
+                "vocab.json": json.dumps(by_id, ensure_ascii=False),
+                "merges.txt": f"#version: 0.2\n{lines}",
+            }
+        else:
+            words = {text: Word(text, i, special=True) for text, i in self._specials.items()}
+            words |= {word.text: word for word in self._settings.words}
+            by_id = dict(sorted(vocab.items(), key=operator.itemgetter(1)))
+            content = {
+                "version": "1.0",
+                "added_tokens": sorted(map(added_token, words.values()), key=lambda t: t["id"]),
+                **self._settings.to_json({word.id: word.text for word in words.values()}),
+                "model": {"type": "BPE", "vocab": by_id, "merges": merges},
+            }
+            kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+            if self.eot_token is not None:
+                kind |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+            files = {
+                "tokenizer.json": json.dumps(content, ensure_ascii=False),
+                "tokenizer_config.json": json.dumps(kind),
+            }
+        _write_files(directory, files)
 
     @property
     def fingerprint(self) -> str:
@@ -255,6 +365,8 @@ class Tokenizer:
         single = sorted(item for item in self._bytes.items() if len(item[1]) == 1)
         longer = [item for item in self._bytes.items() if len(item[1]) > 1]  # in merge order
         content = repr((type(self).__name__, single, longer, self._specials))
+        if self._settings != Settings():
+            content += repr(self._settings)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -278,6 +390,7 @@ class CharTokenizer(Tokenizer):
         alphabet = dict.fromkeys(check_text("".join(given)))
         if not alphabet:
             raise MinigptError("the vocabulary is empty, needed at least one character")
+        self._settings = Settings()
         self._id_of = {character: i for i, character in enumerate(alphabet)}
         self._specials = {END_OF_TEXT: len(alphabet)}
         self._bytes = {i: character.encode() for character, i in self._id_of.items()}
@@ -285,7 +398,7 @@ class CharTokenizer(Tokenizer):
         self.n_vocab = len(self._bytes)
         self.eot_token = len(alphabet)
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, allow_special: bool = False, part: bool = False) -> list[int]:
         """The tokens of `text`, one for each character; `allow_special` as in `Tokenizer`.
 
         Raises:
@@ -315,10 +428,11 @@ class CharTokenizer(Tokenizer):
             "model": {"type": "WordLevel", "vocab": self._id_of, "unk_token": "<unk>"},
         }
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
-        _write_text(Path(directory, "tokenizer.json"), json.dumps(content, ensure_ascii=False))
-        _write_text(Path(directory, "tokenizer_config.json"), json.dumps(kind))
-        for other in ("vocab.json", "merges.txt"):  # of another tokenizer: they would be read first
-            Path(directory, other).unlink(missing_ok=True)
+        files = {
+            "tokenizer.json": json.dumps(content, ensure_ascii=False),
+            "tokenizer_config.json": json.dumps(kind),
+        }
+        _write_files(directory, files)
 
     @staticmethod
     def wrote(content: Mapping[str, Any]) -> bool:
@@ -352,6 +466,11 @@ _EVERY_CHARACTER = {
 def byte_tokenizer() -> Tokenizer:
     """GPT-2's tokenizer before the first merge: 256 bytes, and the end of text as token 256."""
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
+
+
+def _plain(word: Word) -> bool:
+    """Whether nothing is to be said of a word but that it is special."""
+    return word == Word(word.text, word.id, special=True)
 
 
 def _check_vocabulary(ids: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
@@ -412,6 +531,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MinigptError(f"{path} is not a JSON object: get the file again")
     return found
+
+
+def _write_files(directory: Path, files: Mapping[str, str]) -> None:
+    """Write a tokenizer's files, and remove those of another that lie there."""
+    for name, text in files.items():
+        _write_text(directory / name, text)
+    for name in FILES:
+        if name not in files:
+            (directory / name).unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 Each notebook runs once, from top to bottom. Every cell must run, every text output must be the
 committed one (cells tagged "varies" excepted, and pictures), and every exercise must reject its
-stub and accept its own solution. With --write the new outputs are stored instead of compared.
+stub and accept its own solution. With --write the new outputs are stored instead of compared, and
+the translations built from them (see translate.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nbformat
+import translate
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -69,8 +71,7 @@ def check(file: Path, write: bool) -> Iterator[str]:
         nbformat.write(fresh, file)
     else:
         yield from stale(committed, fresh)
-    for translation in sorted(file.parent.glob(f"*/{file.name}")):
-        yield from check_translation(translation, fresh if write else committed, write)
+    yield from translate.write(file) if write else translate.stale(file)
 
 
 def add_solutions(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNode]]:
@@ -124,21 +125,6 @@ def stale(committed: NotebookNode, fresh: NotebookNode) -> Iterator[str]:
         if not same or bool(old.outputs) != bool(new.outputs):
             lines = difflib.unified_diff(before, after, "committed", "now", n=1, lineterm="")
             yield "\n    ".join([f"{new.id}: stale output", *list(lines)[:20]])
-
-
-def check_translation(file: Path, original: NotebookNode, write: bool) -> Iterator[str]:
-    """A translation has the original's code and shows its outputs, which --write copies."""
-    notebook, where = nbformat.read(file, 4), f"{file.parent.name}/{file.name}"
-    if [cell.source for cell in code(notebook)] != [cell.source for cell in code(original)]:
-        yield f"{where}: its code cells are not those of the original"
-        return
-    for cell, same in zip(code(notebook), code(original), strict=True):
-        if write:
-            cell.outputs, cell.execution_count = same.outputs, same.execution_count
-        elif cell.outputs != same.outputs:
-            yield f"{where}, {cell.id}: its outputs are not those of the original"
-    if write:
-        nbformat.write(notebook, file)
 
 
 def code(notebook: NotebookNode) -> list[NotebookNode]:

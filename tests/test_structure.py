@@ -16,8 +16,9 @@ import pytest
 from tests.helpers import ROOT
 
 FLOORS = [  # what is further down imports from what is further up; `minigpt` is its __init__.py
-    {"support"}, {"config", "numerics"}, {"cache"}, {"model"}, {"checkpoint"}, {"tokenizer"},
-    {"generation"}, {"training", "study", "hf"}, {"bench"}, {"minigpt"}, {"commands"}, {"__main__"},
+    {"support"}, {"config", "numerics", "tokenizer_settings"}, {"cache"}, {"model"},
+    {"checkpoint"}, {"tokenizer"}, {"generation"}, {"training", "study", "hf"},
+    {"bench"}, {"minigpt"}, {"commands"}, {"__main__"},
 ]  # fmt: skip
 DOORS = {("minigpt.model", "minigpt.checkpoint.pretrained")}  # GPT's two *_pretrained
 KNOWN_IN = {  # a package, and the rooms and modules that import it

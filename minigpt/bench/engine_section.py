@@ -19,6 +19,7 @@ from minigpt.generation.continuation import choose_likeliest, generate
 from minigpt.generation.engine import Engine
 from minigpt.generation.request import Request
 from minigpt.model import GPT
+from minigpt.numerics.base import whole_blocks
 
 ROWS = 8
 LOAD = 0.7  # of what the engine can do: how many requests arrive
@@ -47,11 +48,9 @@ def measure_engine(contest: Contest) -> Section:
         }
         for rival in _transformers(contest) if name == "even" else []:
             runs[f"{rival.name}, batches of {ROWS}"] = partial(
-                _in_groups, rival, even, model.device
+                _in_groups, rival, jobs, model.device
             )
-        samples = interleave(
-            {key: partial(_as_it_is, run) for key, run in runs.items()}, rounds, name
-        )
+        samples = interleave({key: partial(_ready, run) for key, run in runs.items()}, rounds, name)
         wanted = sum(tokens for _, tokens in jobs)
         for key, seconds in samples.items():
             extra = {
@@ -94,7 +93,7 @@ def static_batches(model: GPT, jobs: Sequence[Job]) -> list[list[int]]:
 
 def served(model: GPT, jobs: Sequence[Job]) -> list[list[int]]:
     """All of them at once, from an engine that has seen none of them before."""
-    engine = Engine(model, batch=ROWS)
+    engine = _engine(model, jobs)
     requests = [engine.submit(prompt, tokens, stop_tokens=()) for prompt, tokens in jobs]
     engine.run()
     return [request.tokens for request in requests]
@@ -102,7 +101,7 @@ def served(model: GPT, jobs: Sequence[Job]) -> list[list[int]]:
 
 def arriving(model: GPT, jobs: Sequence[Job], pause: float) -> list[Request]:
     """The same, coming one after the other with `pause` seconds between two on average."""
-    engine, draw = Engine(model, batch=ROWS), random.Random(0)
+    engine, draw = _engine(model, jobs), random.Random(0)
     requests: list[Request] = []
     due = time.perf_counter()
     while len(requests) < len(jobs) or engine.running or engine.waiting:
@@ -130,6 +129,16 @@ def shared_beginning(contest: Contest) -> str:
         f"{ROWS} texts that share {length} tokens: {counts.prefilled} tokens were prefilled and "
         f"{counts.reused} found, a hit rate of {counts.hit_rate:.0%}"
     )
+
+
+def _engine(model: GPT, jobs: Sequence[Job]) -> Engine:
+    """One with room for a batch of the longest, as static batches have."""
+    longest = whole_blocks(max(len(prompt) + tokens for prompt, tokens in jobs))
+    return Engine(model, ROWS * longest * model.cache_spec.bytes_per_token, ROWS)
+
+
+def _ready(run: Callable[[], object]) -> Callable[[], object]:
+    return run  # there is nothing to prepare
 
 
 def _waiting(requests: Sequence[Request]) -> list[Row]:

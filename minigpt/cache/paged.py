@@ -69,7 +69,8 @@ class PagePool:
         """Allocate so many more pages; `cache` refuses what does not fit in memory."""
         old = self.data.shape[3]
         bigger = cache._zeros(*self._shape(old + more))
-        bigger[:, :, :, :old] = self.data
+        if old > 1:  # the page of zeros alone is there already, and memory not touched is not taken
+            bigger[:, :, :, :old] = self.data
         self.data = bigger
         self.free += range(old + more - 1, old - 1, -1)
         self.owners += [0] * more

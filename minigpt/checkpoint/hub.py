@@ -23,7 +23,10 @@ from minigpt.support.files import locked, sha256
 BUNDLED = "toy"  # travels with the package, so it is there in any working directory
 WEIGHTS_DIR = Path("weights")  # where `download` puts checkpoints, seen from the working directory
 FILES = (CONFIG, "vocab.json", "merges.txt", WEIGHTS)  # of a published GPT-2; the weights last
-_PATTERNS = [*FILES, INDEX, "model-*.safetensors", "tokenizer.json", "added_tokens.json"]
+_PATTERNS = [
+    *FILES, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+]  # fmt: skip
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import minigpt
-from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
+from minigpt.commands.choosing import SAMPLING, sampling_options
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    say,
+    seed_option,
+    special_option,
+)
 from minigpt.support.errors import MinigptError
 from minigpt.support.tables import table
 from minigpt.support.wording import counted
@@ -17,10 +25,6 @@ from minigpt.support.wording import counted
 if TYPE_CHECKING:  # at run time they come with the model: they need PyTorch, and help does not
     from minigpt import GPT, Generation, Tokenizer
 
-SAMPLING = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty",
-)  # fmt: skip
 POLICIES = ("stop", "reprefill")  # the library's, see `options.py`
 EXAMPLES = (
     'minigpt generate --prompt "Once upon a time" --seed 12',
@@ -33,6 +37,7 @@ def add(commands: Subcommands) -> None:
     command = add_command(commands, "generate", "continue a prompt, streaming", run, EXAMPLES)
     model_options(command)
     prompt_option(command)
+    special_option(command)
     command.add_argument(
         "--max-new-tokens",
         type=int,
@@ -100,35 +105,6 @@ def prompt_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", help="text to continue; without it, standard input is read")
 
 
-def sampling_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default 0.8)"
-    )
-    command.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens")
-    command.add_argument(
-        "--top-p", type=float, metavar="P", help="draw among the likeliest with probability P"
-    )
-    command.add_argument(
-        "--min-p", type=float, metavar="P", help="draw among those P times as likely as the best"
-    )
-    command.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 shuns tokens that occurred (default 1)",
-    )
-    for name in ("presence", "frequency"):
-        often = "" if name == "presence" else ", each time it did"
-        command.add_argument(
-            f"--{name}-penalty",
-            type=float,
-            default=0.0,
-            metavar="X",
-            help=f"subtracted from the logit of a token that occurred{often}, -2 to 2 (default 0)",
-        )
-
-
 def run(options: argparse.Namespace) -> int:
     check(options)
     given = options.prompt
@@ -137,18 +113,21 @@ def run(options: argparse.Namespace) -> int:
     if given is None and not options.load_cache:
         given = read_prompt()
 
-    from minigpt.commands.models import load, load_draft, load_tokenizer
+    from minigpt.commands.models import load, load_draft, load_tokenizer, tell_padding
     from minigpt.commands.saved_cache import keep, resume
     from minigpt.generation.drafts import acceptance
 
     model = load(options)
     tokenizer = load_tokenizer(options.model)
+    tell_padding(model, tokenizer)
     saved, seconds = None, 0.0
     if options.load_cache:
-        saved, prompt, ids, seconds = resume(options.load_cache, model, tokenizer, given)
+        saved, prompt, ids, seconds = resume(
+            options.load_cache, model, tokenizer, given, options.special
+        )
     else:
         prompt = given or ""
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode(prompt, options.special)
         saved = model.new_cache() if options.save_cache else None
     if not ids:
         say("the prompt is empty: starting from the end-of-text token")
@@ -215,11 +194,13 @@ def check(options: argparse.Namespace) -> None:
 
 
 def many(options: argparse.Namespace) -> int:
-    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.commands.models import load, load_tokenizer, tell_padding
     from minigpt.commands.prompts_file import write_texts
 
+    model, tokenizer = load(options), load_tokenizer(options.model)
+    tell_padding(model, tokenizer)
     settings = {name: getattr(options, name) for name in SAMPLING}
-    return write_texts(options, load(options), load_tokenizer(options.model), settings)
+    return write_texts(options, model, tokenizer, settings)
 
 
 def tell(result: Generation, model: GPT) -> None:
@@ -275,6 +256,8 @@ def samples(
 ) -> int:  # fmt: skip
     from tqdm import tqdm
 
+    from minigpt.generation.text import only_spelled
+
     stop = minigpt.StopStrings(options.stop)
     with tqdm(unit="token", leave=False) as bar:
         results = minigpt.generate_batch(
@@ -284,6 +267,7 @@ def samples(
             n=options.samples,
             seed=options.seed,
             policy=options.policy,
+            logit_bias=only_spelled(model, tokenizer),
             on_token=lambda row, token: bar.update() and None,
             **settings,
         )
@@ -302,7 +286,13 @@ def samples(
 def beams(
     options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int]
 ) -> int:
-    found = minigpt.beam_search(model, ids, options.max_new_tokens, options.beams)
+    found = minigpt.beam_search(
+        model,
+        ids,
+        options.max_new_tokens,
+        options.beams,
+        never=tokenizer.without_text(model.config.vocab_size),
+    )
     for beam in found:
         print(f"--- {beam.score:.3f} nats per token")
         print(prompt + tokenizer.decode(beam.tokens))

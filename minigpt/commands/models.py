@@ -11,10 +11,12 @@ import argparse
 import torch
 
 from minigpt.checkpoint.pretrained import quantize
+from minigpt.commands.options import say
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
 from minigpt.support import checks
 from minigpt.support.errors import MinigptError
+from minigpt.support.wording import counted
 from minigpt.tokenizer import Tokenizer, byte_tokenizer
 
 RANDOM = "random:"
@@ -57,6 +59,16 @@ def load_tokenizer(source: str) -> Tokenizer:
         return Tokenizer.from_pretrained(source)
     preset = source.removeprefix(RANDOM)
     return byte_tokenizer() if preset == "nano" else Tokenizer.from_pretrained(preset)
+
+
+def tell_padding(model: GPT, tokenizer: Tokenizer) -> None:
+    """Say, if so, that the model's vocabulary has ids without text."""
+    ids = tokenizer.without_text(model.config.vocab_size)
+    if ids:
+        say(
+            f"{counted(len(ids), 'id')} of the model's {model.config.vocab_size:,} have no text "
+            f"(the first is {ids[0]}): they are never drawn"
+        )
 
 
 def load_draft(source: str, options: argparse.Namespace) -> str | GPT:

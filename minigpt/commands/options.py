@@ -130,6 +130,15 @@ def seed_option(command: argparse.ArgumentParser, about: str = "same seed, same 
     command.add_argument("--seed", type=int, default=0, metavar="N", help=f"{about} (default 0)")
 
 
+def special_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--special",
+        action="store_true",
+        help="read special tokens that are written out, such as <|endoftext|>; else such text is "
+        "ordinary characters",
+    )
+
+
 def say(line: str, end: str = "\n") -> None:
     print(line, end=end, file=sys.stderr, flush=True)
 

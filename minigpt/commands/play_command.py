@@ -7,8 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minigpt.commands.generate_command import SAMPLING, sampling_options
-from minigpt.commands.options import Subcommands, add_command, model_options, say, seed_option
+from minigpt.commands.choosing import SAMPLING, sampling_options
+from minigpt.commands.options import (
+    Subcommands,
+    add_command,
+    model_options,
+    say,
+    seed_option,
+    special_option,
+)
 from minigpt.support.errors import MinigptError
 
 if TYPE_CHECKING:
@@ -30,17 +37,19 @@ def add(commands: Subcommands) -> None:
         help="what the model writes per turn (default 60)",
     )
     sampling_options(command)
+    special_option(command)
     seed_option(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    from minigpt.commands.models import load, load_tokenizer
+    from minigpt.commands.models import load, load_tokenizer, tell_padding
     from minigpt.commands.session import Session
 
     model = load(options)
     tokenizer = load_tokenizer(options.model)
+    tell_padding(model, tokenizer)
     settings = {name: getattr(options, name) for name in (*SAMPLING, "max_new_tokens", "seed")}
-    session = Session(model, tokenizer)
+    session = Session(model, tokenizer, options.special)
     for name, value in settings.items():
         if value is not None:
             session.set(name, str(value))

@@ -19,7 +19,7 @@ from minigpt.commands.options import say
 from minigpt.generation.engine import Engine
 from minigpt.generation.request import Request
 from minigpt.generation.stops import StopStrings
-from minigpt.generation.text import StreamDecoder
+from minigpt.generation.text import StreamDecoder, only_spelled
 from minigpt.model import GPT
 from minigpt.support.checks import path_of, plain_file
 from minigpt.support.errors import MinigptError, reason
@@ -46,8 +46,10 @@ def write_texts(
         common = {"max_new_tokens": options.max_new_tokens, "policy": options.policy, **settings}
         own = {"seed": options.seed + number, **line}
         try:
-            text = Text(tokenizer, own.pop("prompt"), options.stop)
-            text.request = engine.submit(text.ids, on_token=text.push, **{**common, **own})
+            text = Text(tokenizer, own.pop("prompt"), options.stop, options.special)
+            how = {**common, **own}
+            how["logit_bias"] = only_spelled(model, tokenizer, how.get("logit_bias"))
+            text.request = engine.submit(text.ids, on_token=text.push, **how)
             text.cancel = engine.cancel
         except MinigptError as error:
             raise MinigptError(f"{options.prompts}, line {number + 1}: {error}") from error
@@ -77,8 +79,8 @@ class Text:
     request: Request
     cancel: Callable[[Request], None]
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stop: list[str]) -> None:
-        self.prompt, self.ids = prompt, tokenizer.encode(prompt)
+    def __init__(self, tokenizer: Tokenizer, prompt: str, stop: list[str], special: bool) -> None:
+        self.prompt, self.ids = prompt, tokenizer.encode(prompt, special)
         self.decoder, self.stops = StreamDecoder(tokenizer), StopStrings(stop)
         self.text = ""
 

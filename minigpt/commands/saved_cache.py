@@ -19,7 +19,7 @@ from minigpt.tokenizer import Tokenizer
 
 
 def resume(
-    path: str, model: GPT, tokenizer: Tokenizer, prompt: str | None
+    path: str, model: GPT, tokenizer: Tokenizer, prompt: str | None, special: bool = False
 ) -> tuple[KVCache, str, list[int], float]:
     """A saved cache, the whole prompt as text and tokens, and the seconds that the cache took to
     compute. Generation cuts the cache to what it shares with the prompt."""
@@ -30,7 +30,7 @@ def resume(
         raise MinigptError(f"{path} holds {cache!r}, needed a single row whose tokens are known")
     held = cache.tokens[0]
     text = tokenizer.decode(held)
-    ids = held if prompt is None else tokenizer.encode(prompt)
+    ids = held if prompt is None else tokenizer.encode(prompt, special)
     prompt = text if prompt is None else prompt
     shared = common_prefix(held, ids)
     if shared < min(len(held), len(ids)) and not prompt.startswith(text):

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     eot = model.config.eos_token_id
     if eot is None:
         say("this model has no end-of-text token to start from: the first token is not scored")
-    else:
+    elif ids[:1] != [eot]:  # else the tokenizer begins every text with it
         ids = [eot, *ids]
     with tqdm(total=len(ids) - 1, unit="token", leave=False) as bar:
         result = minigpt.score(model, ids, options.stride, progress=bar.update)

@@ -25,7 +25,8 @@ from minigpt.tokenizer import Tokenizer
 SETTINGS: dict[str, type] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float,
     "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float,
-    "max_new_tokens": int, "seed": int, "draft": str,
+    "no_repeat_ngram_size": int, "min_new_tokens": int, "max_new_tokens": int,
+    "seed": int, "draft": str,
 }  # fmt: skip
 HELP = """what you type is added to the text, and the model goes on from there
   (empty line)       the model goes on
@@ -43,11 +44,14 @@ class Session:
     """The text so far, its cache, and the points one can return to.
 
     Args:
+        special: read special tokens that are written out in a turn, rather than their characters.
         settings: of `stream_text`: temperature, max_new_tokens, ...
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, **settings: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, special: bool = False, **settings: Any
+    ) -> None:
+        self.model, self.tokenizer, self.special = model, tokenizer, special
         self.settings: dict[str, Any] = settings
         self.tokens: list[int] = []  # the whole text
         self.cache: KVCache = model.new_cache(kind="paged")  # branches share their beginning
@@ -62,7 +66,7 @@ class Session:
         written.
         """
         before = len(self.tokens)
-        prompt = self.tokens + self.tokenizer.encode(text)
+        prompt = self.tokens + self.tokenizer.encode(text, self.special, part=before > 0)
         limit = self.model.config.n_positions
         window = prompt
         if len(prompt) >= limit:

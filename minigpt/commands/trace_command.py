@@ -6,18 +6,15 @@ import argparse
 import os
 from pathlib import Path
 
-from minigpt.commands.generate_command import (
-    SAMPLING,
-    prompt_option,
-    read_prompt,
-    sampling_options,
-)
+from minigpt.commands.choosing import SAMPLING, sampling_options
+from minigpt.commands.generate_command import prompt_option, read_prompt
 from minigpt.commands.options import (
     Subcommands,
     add_command,
     model_options,
     say,
     seed_option,
+    special_option,
     status,
 )
 from minigpt.support.errors import MinigptError
@@ -34,6 +31,7 @@ def add(commands: Subcommands) -> None:
     command = add_command(commands, "trace", about, run, EXAMPLES)
     model_options(command)
     prompt_option(command)
+    special_option(command)
     command.add_argument(
         "--max-new-tokens", type=int, default=40, metavar="N", help="steps (default 40)"
     )
@@ -65,7 +63,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def live(options: argparse.Namespace) -> int:
+    if options.special:
+        raise MinigptError("--special is not for --live: leave it out")
     unset = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    unset |= {"no_repeat_ngram_size": 0, "min_new_tokens": 0}
     for name in SAMPLING:
         if name != "temperature" and getattr(options, name) != unset.get(name):
             raise MinigptError(
@@ -99,7 +100,7 @@ def record(options: argparse.Namespace) -> int:
     result = trace(
         model,
         tokenizer,
-        prompt,
+        tokenizer.encode(prompt, options.special),
         options.max_new_tokens,
         seed=options.seed,
         progress=status,

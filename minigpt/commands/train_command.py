@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from minigpt.commands.options import Subcommands, add_command, threads_option
-from minigpt.training.recipes import PRESETS, TrainConfig, configure, preset, read_toml
+from minigpt.config import GPTConfig
+from minigpt.support.errors import MinigptError
+from minigpt.support.wording import counted
+from minigpt.training.recipes import (
+    OF_DATA,
+    PRESETS,
+    TrainConfig,
+    configure,
+    contradictions,
+    preset,
+    read_toml,
+)
 
 ABOUT = """\
 Every number of a run is a field below. The defaults suit a laptop; --preset toy is how the bundled
@@ -43,7 +54,12 @@ def add(commands: Subcommands) -> None:
         "--out", type=Path, metavar="DIR", help="default: runs/ and the preset, task or data"
     )
     command.add_argument(
-        "--resume", action="store_true", help="continue the run in --out, if there is one"
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="continue the run in DIR (or --out, or beside --config), with its own settings; more "
+        "--steps, evaluation, device and a moved --data may be given",
     )
     command.add_argument(
         "--cache",
@@ -75,27 +91,32 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
+    from minigpt.tokenizer_settings import END_OF_TEXT
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
     from minigpt.training.parallel import processes
-    from minigpt.training.sources import Problems, open_source, starting_model
+    from minigpt.training.sources import Problems, Text, open_source, starting_model
     from minigpt.training.summary import summarise
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
-    config = configured(options)
-    name = options.preset or config.task or Path(options.field_data or "stories").stem
-    directory = options.out or Path("runs", name)
+    directory = run_directory(options)
+    found = to_resume(directory) if options.resume else None
+    config = configured(options, found)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
         if first:
-            claim(directory, options.resume)
+            claim(directory, bool(options.resume))
         source = open_source(config, options.cache)
+        if isinstance(source, Text):
+            found = counted(source.corpus.documents, "document")
+            report(f"{config.data}: {found} ({END_OF_TEXT} ends one inside a file)")
         model = starting_model(config, source)
+        config = as_it_runs(config, model.config)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
-        state = train(model, source, config, directory, ours, options.resume, report)
+        state = train(model, source, config, directory, ours, bool(options.resume), report)
         device, count = ours.device, ours.count
     if not first:
         return 0
@@ -107,14 +128,78 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def configured(options: argparse.Namespace) -> TrainConfig:
-    """All fields: of the preset (or the task's own), then the file, then the command line."""
-    config = preset(options.preset or options.field_task or "stories")
-    if options.config:
-        config = configure(config, read_toml(options.config), str(options.config))
+def run_directory(options: argparse.Namespace) -> Path:
+    """The directory of the run."""
+    if isinstance(options.resume, str):
+        if options.out and options.out != Path(options.resume):
+            raise MinigptError(
+                f"--resume names {options.resume} and --out {options.out}: leave out --out"
+            )
+        return Path(options.resume)
+    if options.out:
+        return Path(options.out)
+    if options.resume and options.config:
+        return Path(options.config).parent
+    data = Path(options.field_data or "stories").stem
+    return Path("runs", options.preset or options.field_task or data)
+
+
+def to_resume(directory: Path) -> Path:
+    """The checkpoint to go on from."""
+    from minigpt.training.loop import CHECKPOINTS
+    from minigpt.training.state import newest_checkpoint
+
+    found = newest_checkpoint(directory / CHECKPOINTS)
+    if found is None:
+        raise MinigptError(
+            f"{directory} holds no checkpoint, so there is nothing to resume: name the run's "
+            f"directory (--resume DIR), or leave --resume out to start anew"
+        )
+    return found
+
+
+def configured(options: argparse.Namespace, found: Path | None = None) -> TrainConfig:
+    """All fields: of the preset (or the task's own), then the file, then the command line; of a
+    run to resume, its own and then the command line.
+
+    Raises:
+        MinigptError: for flags that would be ignored, or with which the run cannot be resumed.
+    """
     given = {
         f.name: value
         for f in fields(TrainConfig)
         if (value := getattr(options, f"field_{f.name}")) is not None
     }
-    return configure(config, given, "the command line")
+    if found is None or options.preset:
+        config = preset(options.preset or options.field_task or "stories")
+    else:
+        from minigpt.training.state import read_state
+
+        _, config = read_state(found)
+    if options.config:
+        config = configure(config, read_toml(options.config), str(options.config))
+    config = configure(config, given, "the command line")
+    if found is not None:
+        from minigpt.training.state import check_same_run, read_state
+
+        check_same_run(found, *read_state(found), config)
+    ignored = contradictions(config, given)
+    if ignored and found is None:
+        why = f"task {config.task}" if ignored[0] in OF_DATA and config.task else "--from"
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise MinigptError(f"{named} would be ignored, as {why} says it already: leave it out")
+    return config
+
+
+def as_it_runs(config: TrainConfig, shape: GPTConfig) -> TrainConfig:
+    """The same, with what a checkpoint or a task has decided: this is recorded."""
+    if config.start:
+        config = replace(
+            config,
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_embd=shape.n_embd,
+            initializer_range=shape.initializer_range,
+            tokenizer="",
+        )
+    return replace(config, data="", tokenizer="") if config.task else config

@@ -12,6 +12,7 @@ from minigpt.commands.options import (
     add_command,
     model_options,
     seed_option,
+    special_option,
     status,
 )
 from minigpt.support.checks import whole
@@ -26,6 +27,7 @@ def add(commands: Subcommands) -> None:
     text = command.add_mutually_exclusive_group()
     text.add_argument("--prompt", help="text to check on; default: random tokens")
     text.add_argument("--tokens", type=int, metavar="N", help="random tokens to check on (160)")
+    special_option(command)
     seed_option(command, "of the random tokens and chunks")
     command.add_argument("--json", action="store_true", help="the report as JSON")
     command.add_argument(
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     model = load(options)
     ids: list[int] | None = None
     if options.prompt is not None:
-        ids = load_tokenizer(options.model).encode(options.prompt)
+        ids = load_tokenizer(options.model).encode(options.prompt, options.special)
     elif options.tokens is not None:
         count = whole("--tokens", options.tokens, 2)
         rng = random.Random(options.seed)

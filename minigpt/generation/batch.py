@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from minigpt.cache.kvcache import KVCache
 from minigpt.generation.decoding import Generation, Row
@@ -38,6 +39,9 @@ def generate_batch(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int | Sequence[int] = 0,
     n: int = 1,
     stop_tokens: Sequence[int] | None = None,
@@ -56,7 +60,8 @@ def generate_batch(
         model: decodes in evaluation mode; its mode is restored afterwards.
         prompts: tokens of each, of any lengths; empty starts from the end-of-text token.
         max_new_tokens: at most so many for each.
-        temperature, ..., logit_bias: how tokens are chosen, see `Sampler`; temperature 0 is greedy.
+        temperature, ..., logits_processor: how tokens are chosen, see `Sampler`; temperature 0 is
+            greedy.
         seed: of the first row, the next ones count up from there; or one for each row.
         n: texts per prompt.
         stop_tokens, policy: see `generate`.
@@ -88,7 +93,7 @@ def generate_batch(
         raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
     sampler = Sampler(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias,
+        frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     rows = [
         Row(model, prompts[number // n], max_new_tokens, sampler, its_seed, stop_tokens, policy)

@@ -19,6 +19,7 @@ from minigpt.numerics.copies import recheck
 from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.tokens import listed_tokens
 
 STRONGEST = 10  # length penalty: far beyond any use, and a long text to that power is a number
 
@@ -41,6 +42,7 @@ def beam_search(
     length_penalty: float = 1.0,
     stop_tokens: Sequence[int] | None = None,
     kind: str = "paged",
+    never: Sequence[int] = (),
 ) -> list[Beam]:
     """The likeliest continuations that a search this wide finds, best first.
 
@@ -54,6 +56,7 @@ def beam_search(
         length_penalty: 0 compares sums of log-probabilities, which favours short texts; 1 means.
         stop_tokens: end a text; None: the model's end-of-text token, if it has one.
         kind: of the cache.
+        never: tokens that no text takes, such as ids that the tokenizer has no text for.
 
     Raises:
         MinigptError: for arguments out of range, before any work is done.
@@ -68,6 +71,7 @@ def beam_search(
         )
     row = Row(model, ids, max_new_tokens, Sampler(), 0, stop_tokens)
     prompt, stops = row.window, sorted(row.stop_tokens)
+    banned = listed_tokens(never, "never", model.config.vocab_size)
     count = min(max_new_tokens, row.limit - len(prompt) + 1)
     if count == 0:
         return []
@@ -90,6 +94,7 @@ def beam_search(
                 )
             before = torch.tensor([score for score, _ in running], dtype=torch.float64)
             totals = before[:, None] + logits.log_softmax(-1)  # (beams, V)
+            totals[:, banned] = -torch.inf
             # Enough that, whatever ends, as many beams go on.
             width = min(beams * (len(stops) + 1), totals.numel())
             best, places = totals.flatten().sort(descending=True, stable=True)
@@ -98,6 +103,8 @@ def beam_search(
                 zip(best[:width].tolist(), places[:width].tolist(), strict=True)
             ):
                 beam, token = divmod(place, totals.shape[1])
+                if token in banned:
+                    break  # these come last
                 if token in row.stop_tokens:
                     if rank < beams:
                         finished.append(done(score, running[beam][1], "end_of_text"))

@@ -41,6 +41,9 @@ def generate(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     use_cache: bool = True,
     stop_tokens: Sequence[int] | None = None,
@@ -59,7 +62,8 @@ def generate(
         model: decodes in evaluation mode; its mode is restored afterwards.
         ids: the prompt's tokens; empty starts from the end-of-text token.
         max_new_tokens: at most so many.
-        temperature, ..., logit_bias: how tokens are chosen, see `Sampler`; temperature 0 is greedy.
+        temperature, ..., logits_processor: how tokens are chosen, see `Sampler`; temperature 0 is
+            greedy.
         seed: of the draws; the same seed gives the same text.
         use_cache: False recomputes everything for every token.
         stop_tokens: end before any of these; None: the model's end-of-text token, if it has one.
@@ -79,8 +83,8 @@ def generate(
     """
     tokens = stream(
         model, ids, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
-        cache, draft, top_log_probabilities,
+        presence_penalty, frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens,
+        logits_processor, seed, use_cache, stop_tokens, policy, cache, draft, top_log_probabilities,
     )  # fmt: skip
     if on_token is None:  # nobody waits for each token
         tokens.row.ahead = AHEAD
@@ -112,6 +116,9 @@ def stream(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     use_cache: bool = True,
     stop_tokens: Sequence[int] | None = None,
@@ -130,7 +137,7 @@ def stream(
     """
     sampler = Sampler(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias,
+        frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens, policy, top_log_probabilities)
     drafter = None if draft is None else drafter_for(draft, model)

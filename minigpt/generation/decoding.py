@@ -136,7 +136,9 @@ class Row:
     def take(self, logits: Tensor) -> int | None:
         """Choose the next token from logits (V,) and append it; None if it ends the text."""
         try:
-            token = self.sampler.choose(logits, self.generator, self.history)
+            early = len(self.result.tokens) < self.sampler.min_new_tokens
+            never = self.stop_tokens if early else ()
+            token = self.sampler.choose(logits, self.generator, self.history, never)
         except MinigptError as error:
             raise _blamed(error, self.model, self.window) from error
         if self.top_log_probabilities is not None and token not in self.stop_tokens:

@@ -114,6 +114,9 @@ class Engine:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
+        no_repeat_ngram_size: int = 0,
+        min_new_tokens: int = 0,
+        logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int = 0,
         stop_tokens: Sequence[int] | None = None,
         policy: str = "stop",
@@ -137,7 +140,7 @@ class Engine:
         """
         sampler = Sampler(
             temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-            frequency_penalty, logit_bias,
+            frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
         )  # fmt: skip
         row = Row(
             self.model, ids, max_new_tokens, sampler, seed, stop_tokens, policy,

@@ -7,13 +7,13 @@ out. `Sampler` puts them together and draws; `log_probabilities` is what the mod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from minigpt.support.checks import is_number, is_whole, whole
+from minigpt.support.checks import is_number, is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 
 
@@ -116,13 +116,24 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < least, -torch.inf)
 
 
+def ends_of_repeats(history: Sequence[int], size: int) -> list[int]:
+    """The tokens that would complete a run of `size` tokens that the history has already."""
+    tokens = listed(history)
+    ending = tokens[len(tokens) - size + 1 :] if size <= len(tokens) else None
+    return [
+        tokens[place + size - 1]
+        for place in range(len(tokens) - size + 1)
+        if tokens[place : place + size - 1] == ending
+    ]
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How the next token is chosen.
 
     What is set applies in this order, which is that of Hugging Face transformers: logit_bias,
-    repetition_penalty, presence_penalty, frequency_penalty; then, unless the temperature is 0,
-    temperature, top_k, top_p, min_p.
+    repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size, min_new_tokens,
+    logits_processor; then, unless the temperature is 0, temperature, top_k, top_p, min_p.
 
     Args:
         temperature: 0 takes the likeliest token (greedy), whatever top_k, top_p and min_p are.
@@ -135,6 +146,14 @@ class Sampler:
         frequency_penalty: the same, as many times as the token occurs; -2 to 2.
         logit_bias: added to the logits of these tokens, see `add_bias`, `ban` and `force`; None
             adds nothing.
+        no_repeat_ngram_size: no run of this many tokens comes twice, prompt and text together; 0
+            lets it.
+        min_new_tokens: until there are so many new tokens, none that ends the text is chosen.
+        logits_processor: a function of one's own, such as one of transformers' logits processors:
+            from the text so far (1, S) int64 and the logits (1, V) float32, both on the CPU and
+            its own to change, to logits (1, V). It is called once for each token that is chosen,
+            in order, with the same numbers with and without the cache and drafts: a pure function
+            keeps the text exact.
 
     Raises:
         MinigptError: for a setting out of range.
@@ -148,6 +167,9 @@ class Sampler:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
@@ -171,6 +193,13 @@ class Sampler:
                 raise MinigptError(
                     f"{name} is {penalty!r}, needed a number in [-2, 2] (0 changes nothing)"
                 )
+        for name in ("no_repeat_ngram_size", "min_new_tokens"):
+            whole(name, getattr(self, name), 0)
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise MinigptError(
+                f"logits_processor is {self.logits_processor!r}, needed a function of the text "
+                f"so far and the logits"
+            )
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
@@ -205,14 +234,18 @@ class Sampler:
             )
 
     def choose(
-        self, logits: Tensor, generator: torch.Generator, history: Sequence[int] = ()
+        self,
+        logits: Tensor,
+        generator: torch.Generator,
+        history: Sequence[int] = (),
+        never: Iterable[int] = (),
     ) -> int:
         """The next token for one row of logits (V,).
 
         Drawn on the CPU in float32, from `generator`, so that a seed means the same everywhere.
         Greedy draws nothing. Arguments and errors as `distribution`.
         """
-        logits = self._prefer(logits, history)
+        logits = self._prefer(logits, history, never)
         if self.temperature == 0:
             return int(logits.argmax())
         return int(torch.multinomial(self._filter(logits).softmax(-1), 1, generator=generator))
@@ -225,8 +258,13 @@ class Sampler:
     @property
     def forgets(self) -> bool:
         """Does the choice depend on the logits alone, and not on the text or on single tokens?"""
+        others = (self.no_repeat_ngram_size, self.min_new_tokens, self.logits_processor is not None)
+        return not self._penalizes and not any(others)
+
+    @property
+    def _penalizes(self) -> bool:
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return not self.logit_bias and penalties == (1, 0, 0)
+        return bool(self.logit_bias) or penalties != (1, 0, 0)
 
     def noise(self, width: int, generator: torch.Generator) -> Tensor:
         """What `choose` draws for one token: (V,) on the CPU, for `pick`."""
@@ -246,7 +284,9 @@ class Sampler:
             return logits.argmax(-1)
         return (self._filter(logits).softmax(-1) / noise).argmax(-1)
 
-    def distribution(self, logits: Tensor, history: Sequence[int] = ()) -> Tensor:
+    def distribution(
+        self, logits: Tensor, history: Sequence[int] = (), never: Iterable[int] = ()
+    ) -> Tensor:
         """The probabilities that `choose` draws from: (V,) -> (V,), float32 on the CPU.
 
         Greedy gives the likeliest token, or the first of several, probability 1.
@@ -254,34 +294,56 @@ class Sampler:
         Args:
             logits: (V,), of one position.
             history: the tokens that the penalties are about: the prompt and what followed it.
+            never: tokens that are not chosen here, such as an end that would come too early.
 
         Raises:
             MinigptError: when the logits hold NaN or nothing but infinities, before or after the
                 settings; and for settings or a history that do not fit the vocabulary.
         """
-        logits = self._prefer(logits, history)
+        logits = self._prefer(logits, history, never)
         if self.temperature == 0:
             return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
         return self._filter(logits).softmax(-1)
 
-    def _prefer(self, logits: Tensor, history: Sequence[int]) -> Tensor:
-        """What greedy honours as well, the bias and the penalties: (V,) -> (V,)."""
+    def _prefer(self, logits: Tensor, history: Sequence[int], never: Iterable[int]) -> Tensor:
+        """What greedy honours as well, everything but the filters: (V,) -> (V,)."""
         self.check(_width(logits))
         logits = _numbers(logits)
-        if self.forgets:
+        banned = list(never)
+        if self.forgets and not banned:
             return logits
-        logits = add_bias(logits, self.logit_bias or {})
-        counts = count_tokens(history, len(logits))
-        logits = penalize_repetition(logits, counts, self.repetition_penalty)
-        logits = penalize_presence(logits, counts, self.presence_penalty)
-        logits = penalize_frequency(logits, counts, self.frequency_penalty)
+        if self._penalizes:
+            logits = add_bias(logits, self.logit_bias or {})
+            counts = count_tokens(history, len(logits))
+            logits = penalize_repetition(logits, counts, self.repetition_penalty)
+            logits = penalize_presence(logits, counts, self.presence_penalty)
+            logits = penalize_frequency(logits, counts, self.frequency_penalty)
+        if self.no_repeat_ngram_size:
+            banned += ends_of_repeats(history, self.no_repeat_ngram_size)
+        if banned:
+            logits = add_bias(logits, ban(banned))
+        if self.logits_processor is not None:
+            logits = self._processed(logits, history)
         top = logits.max()
         if not top.isfinite():
             raise MinigptError(
-                f"logit_bias and the penalties leave no token to choose, the best logit is "
-                f"{float(top)}: ban fewer tokens, or use a milder penalty"
+                f"the settings leave no token to choose, the best logit is {float(top)}: ban fewer "
+                f"tokens (logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor), or "
+                f"use a milder penalty"
             )
         return logits
+
+    def _processed(self, logits: Tensor, history: Sequence[int]) -> Tensor:
+        """What the caller's own function makes of the logits: (V,) -> (V,)."""
+        assert self.logits_processor is not None
+        text = torch.tensor([listed(history)], dtype=torch.int64)  # (1, S)
+        made = self.logits_processor(text, logits.clone()[None])
+        if not isinstance(made, Tensor) or made.shape != (1, len(logits)):
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise MinigptError(
+                f"logits_processor gave {found}, needed logits of shape (1, {len(logits)})"
+            )
+        return made[0].detach().float().cpu()
 
     def _filter(self, logits: Tensor) -> Tensor:
         """What matters to a draw only, the temperature and the filters: (..., V) -> (..., V)."""

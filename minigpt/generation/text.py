@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
 
 from minigpt.cache.kvcache import KVCache
 from minigpt.generation.continuation import TokenStream, stream
 from minigpt.generation.decoding import Drafter, Generation
+from minigpt.generation.sampling import ban
 from minigpt.generation.stops import StopStrings
-from minigpt.model import GPT
+from minigpt.model import GPT, require_model
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import Tokenizer
 
@@ -27,6 +30,9 @@ def stream_text(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     use_cache: bool = True,
     stop: Sequence[str] = (),
@@ -37,6 +43,8 @@ def stream_text(
     top_log_probabilities: int | None = None,
 ) -> TextStream:
     """Continue a prompt as text.
+
+    Ids of the model's vocabulary that the tokenizer has no text for are never drawn.
 
     Args:
         prompt: text, or its tokens.
@@ -50,13 +58,25 @@ def stream_text(
     if not isinstance(tokenizer, Tokenizer):
         raise MinigptError(f"the tokenizer is {tokenizer!r}, needed a minigpt.Tokenizer")
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    logit_bias = only_spelled(model, tokenizer, logit_bias)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
     tokens = stream(
         model, ids, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, seed, use_cache, stop_tokens, policy,
-        cache, draft, top_log_probabilities,
+        presence_penalty, frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens,
+        logits_processor, seed, use_cache, stop_tokens, policy, cache, draft, top_log_probabilities,
     )  # fmt: skip
     return TextStream(tokens, StreamDecoder(tokenizer), stops)
+
+
+def only_spelled(
+    model: GPT, tokenizer: Tokenizer, logit_bias: Mapping[int, float] | None = None
+) -> Mapping[int, float] | None:
+    """The bias under which, too, no id is drawn that the tokenizer has no text for."""
+    require_model(model)
+    padding = ban(tokenizer.without_text(model.config.vocab_size))
+    if not padding or not isinstance(logit_bias, (Mapping, type(None))):
+        return logit_bias
+    return {**(logit_bias or {}), **padding}
 
 
 class TextStream(Iterator[str]):

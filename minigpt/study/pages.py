@@ -182,6 +182,11 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
         )
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
+        if not Path(directory, "vocab.json").is_file():
+            raise MinigptError(
+                "this model's tokenizer has settings that GPT-2's has not, and a live page knows "
+                "GPT-2's only: record it, without --live"
+            )
         vocab, merges = (
             Path(directory, name).read_text(encoding="utf-8")
             for name in ("vocab.json", "merges.txt")

@@ -144,6 +144,9 @@ def trace(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     rounds: int = 3,
     progress: Callable[[str], object] = lambda line: None,
@@ -168,7 +171,7 @@ def trace(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     sampler = Sampler(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias,
+        frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
     config, given = model.config, len(row.window)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from minigpt.support.checks import listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
-from minigpt.tokenizer import END_OF_TEXT, Tokenizer, check_text
+from minigpt.tokenizer import Tokenizer, check_text
+from minigpt.tokenizer_settings import END_OF_TEXT
 
 LARGEST = 2**20  # tokens to learn
 
@@ -51,6 +52,6 @@ def train_bpe(
     for text in specials:
         if text in vocab or not text:
             raise MinigptError(f"{text!r} cannot be a special token: it is empty or taken")
-        content["added_tokens"].append({"content": text, "id": len(vocab)})
+        content["added_tokens"].append({"content": text, "id": len(vocab), "special": True})
         vocab[text] = len(vocab)
     return Tokenizer.from_tokenizer_json(content, "the trained vocabulary")

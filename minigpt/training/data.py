@@ -35,7 +35,7 @@ BPE_SAMPLE = 2**24  # characters that byte pairs are learned from: the first so 
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
 _SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
 LARGEST_ABOUT = 2**10  # bytes of corpus.json
-FORMAT = 2  # of the cached files; a new number makes old ones be tokenized again
+FORMAT = 3  # of the cached files; a new number makes old ones be tokenized again
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -51,6 +51,7 @@ class Corpus:
     training: Tokens  # (N,) uint16, or uint32 where the vocabulary needs it
     held_out: Tokens  # (N',)
     held_out_bytes: int  # of the held-out text in UTF-8
+    documents: int = 1  # that were found in the source
 
     @property
     def bytes_per_token(self) -> float:
@@ -97,9 +98,8 @@ def prepare(
 
     Args:
         source: a text file; a `.jsonl` file, whose lines are objects with a "text"; a folder of
-            either, read in the order of their paths without the hidden ones; or "stories" or
-            "stories:COUNT", from the built-in generator. A file of text is one document, a line
-            of JSON another.
+            either, read in the order of their paths without the hidden ones; or "stories:COUNT",
+            made up. A document is a line of JSON, a file, or what `<|endoftext|>` ends in one.
         tokenizer: "char", "byte", "bpe:SIZE" (byte pairs learned from this text), "gpt2", or one
             that is there already.
         directory: where cached copies live.
@@ -222,7 +222,7 @@ def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    return [(text, tokenizer.encode(text)) for text in texts]
+    return [(text, tokenizer.encode(text, part=True)) for text in texts]
 
 
 def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
@@ -233,8 +233,8 @@ def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
             return
 
 
-def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
-    """Characters of all documents, and after how many of them the held-out part begins."""
+def _cut(source: str | Path, held_out: float) -> tuple[int, int, int]:
+    """Characters of all documents, how many come before the held-out part; how many documents."""
     starts = array("Q")  # of each document
     total = 0
     for document in read_documents(source):
@@ -245,16 +245,17 @@ def _cut(source: str | Path, held_out: float) -> tuple[int, int]:
     if total == 0:
         raise MinigptError(f"{source} is empty, needed some text: choose another file or folder")
     wanted = round(total * (1 - held_out))
-    return total, min(starts[1:], key=lambda start: abs(start - wanted), default=wanted)
+    cut = min(starts[1:], key=lambda start: abs(start - wanted), default=wanted)
+    return total, cut, len(starts)
 
 
-def _split(source: str | Path, cut: int) -> Iterator[tuple[bool, str | None]]:
+def _split(source: str | Path, cut: int, in_pieces: bool) -> Iterator[tuple[bool, str | None]]:
     """(held out?, a piece of text) and (held out?, None) where an end-of-text token belongs."""
     done = 0  # characters
     yield False, None
     for document in read_documents(source):
         begin = done
-        for piece in document:
+        for piece in document if in_pieces else ["".join(document)]:
             at = min(max(cut - done, 0), len(piece))
             if 0 < at < len(piece):  # in the only document: go on to the next white space
                 space = _SPACE_AHEAD.search(piece, at - 1)
@@ -290,7 +291,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
     from tqdm import tqdm
 
     count = story_count(source)
-    total, cut = (count, 0) if count else _cut(source, held_out)
+    total, cut, documents = (count, 0, count) if count else _cut(source, held_out)
     tokenizer = _tokenizer_for(spec, source)
     tokenizer.save_pretrained(directory)
     dtype = np.dtype("<u2" if tokenizer.n_vocab <= 2**16 else "<u4")
@@ -299,8 +300,8 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
         _encoded_stories(count, held_out, tokenizer, separator)
         if count
         else (
-            (is_held_out, text, separator if text is None else tokenizer.encode(text))
-            for is_held_out, text in _split(source, cut)
+            (is_held_out, text, separator if text is None else tokenizer.encode(text, part=True))
+            for is_held_out, text in _split(source, cut, tokenizer.is_local)
         )
     )
     held_out_bytes = 0
@@ -316,7 +317,7 @@ def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_o
             (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
             held_out_bytes += len(text.encode()) if text and is_held_out else 0
             bar.update(len(text or "") if not count else text is not None)
-    about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes}
+    about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes, "documents": documents}
     (directory / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -333,13 +334,14 @@ def _open(home: Path) -> Corpus:
     try:
         about = read_json(home / "corpus.json", LARGEST_ABOUT, "it is damaged")
         dtype, held_out_bytes = np.dtype(about["dtype"]), int(about["held_out_bytes"])
+        found = int(about["documents"])
         training, held_out = (_map(home / name, dtype) for name in ("training.bin", "held_out.bin"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MinigptError(
             f"the cached tokens in {home} cannot be read ({error}): remove that directory, and "
             f"they are made again"
         ) from error
-    return Corpus(Tokenizer.from_pretrained(home), training, held_out, held_out_bytes)
+    return Corpus(Tokenizer.from_pretrained(home), training, held_out, held_out_bytes, found)
 
 
 def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minigpt.support.errors import MinigptError
+from minigpt.tokenizer_settings import END_OF_TEXT
 from minigpt.training.grammar import stories
 
 PIECE = 2**20  # bytes of a file in memory at a time
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
     """The documents of a source, each an iterator over its text in pieces of about `piece` bytes.
+
+    In a text file, `<|endoftext|>` ends a document.
 
     Pieces end where a white space follows something else. No token of GPT-2's reaches across such
     a place, so the pieces' tokens are the text's.
@@ -47,7 +51,39 @@ def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
         if path.suffix == ".jsonl":
             yield from (iter([text]) for text in _json_lines(path))
         else:
-            yield _whole_words(_decoded(path, piece))
+            yield from map(_whole_words, _parted(_decoded(path, piece)))
+
+
+def _parted(pieces: Iterator[str]) -> Documents:
+    """The documents of a text that parts them with `<|endoftext|>`, as published dumps do.
+
+    One line end before it and one after are its own. Each document must be read before the next.
+    """
+    held, more, fresh = "", True, False  # fresh: nothing came since the last end
+
+    def document() -> Iterator[str]:
+        nonlocal held, more, fresh
+        while True:
+            if fresh and held:
+                held, fresh = held.removeprefix("\n"), False
+            text, end, after = held.partition(END_OF_TEXT)
+            if end:
+                yield text.removesuffix("\n")
+                held, fresh = after, True
+                return
+            piece = next(pieces, None)
+            if piece is None:
+                yield held
+                held, more = "", False
+                return
+            safe = max(0, len(held) - len(END_OF_TEXT))  # what follows may become an end
+            yield held[:safe]
+            held = held[safe:] + piece
+
+    while more:
+        text = document()
+        yield text
+        deque(text, maxlen=0)  # what of it was not read
 
 
 def _hash(parts: Iterable[str | bytes]) -> str:

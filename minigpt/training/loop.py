@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from minigpt.checkpoint import weights
 from minigpt.generation.continuation import generate
+from minigpt.generation.text import only_spelled
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
 from minigpt.numerics.half_precision import TrainingOps
@@ -117,7 +118,10 @@ def train(
                     log.append(done, held_out=loss)
             if config.sample_every and done % config.sample_every == 0 and not config.shard:
                 if writes:
-                    report(f"step {done}: {run.sample()}")
+                    try:
+                        report(f"step {done}: {run.sample()}")
+                    except Exception as error:  # which is no reason to end a run
+                        report(f"step {done}: no sample, and training goes on: {error!r}")
                 processes.wait()
             if done % config.save_every == 0 or last or step.stop:
                 run.save()
@@ -311,7 +315,8 @@ class Run:
         prompt, limit = self.source.prompt(), self.model.config.n_positions
         count = max(0, min(self.config.sample_tokens, limit - len(prompt)))
         with uncompiled():
-            text = generate(self.model, prompt, count, temperature=0.8, seed=self.state.step)
+            bias, seed = only_spelled(self.model, self.source.tokenizer), self.state.step
+            text = generate(self.model, prompt, count, 0.8, logit_bias=bias, seed=seed)
         return self.source.tokenizer.decode([*prompt, *text.tokens])
 
 

@@ -26,6 +26,10 @@ SCHEDULES = ("cosine", "constant")
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
+OF_NEW_MODELS = ("n_layer", "n_head", "n_embd", "initializer_range", "tokenizer")
+OF_DATA = ("data", "tokenizer", "held_out", "documents", "openings")
+
+
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool = False) -> Any:
     """A field with its documentation; `later`: may be changed when a run is resumed."""
     return field(default=default, metadata={"about": about, "choices": choices, "later": later})
@@ -40,7 +44,9 @@ class TrainConfig:
     """
 
     # What to learn from
-    data: str = setting("stories:41000", "text file, folder, JSONL, or stories:N, made up")
+    data: str = setting(
+        "stories:41000", "text file, folder, JSONL, or stories:N, made up", (), True
+    )
     task: str = setting("", "a built-in task to learn instead; it needs no data")
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")
     held_out: float = setting(0.025, "part of the data that is never trained on")
@@ -59,27 +65,31 @@ class TrainConfig:
     lora_scale: float = setting(2.0, "what the products are multiplied by")
     lora_on: str = setting("attn.c_attn", f"matrices that get one, of {','.join(PROJECTIONS)}")
     # The steps
-    steps: int = setting(2_000, "updates of the weights")
+    steps: int = setting(2_000, "updates of the weights", (), True)
     batch_size: int = setting(16, "windows in one step, over all processes and pieces")
     accumulate: int = setting(1, "pieces that a step is cut into where memory is short")
     learning_rate: float = setting(2e-3, "the largest, after the warm-up")
     schedule: str = setting("cosine", "after the warm-up: falling or constant", SCHEDULES)
     warmup: int = setting(100, "steps of linear warm-up")
-    final_rate: float = setting(0.1, "where the cosine ends, as a part of the largest rate")
+    final_rate: float = setting(
+        0.1, "where the cosine ends, as a part of the largest rate", (), True
+    )
     weight_decay: float = setting(0.1, "on matrices only")
     beta1: float = setting(0.9, "AdamW's memory of the gradient")
     beta2: float = setting(0.98, "... and of its square; shorter than 0.999 suits short runs")
     clip: float = setting(1.0, "largest norm of all gradients together; 0: any")
     seed: int = setting(1, "of the weights, the windows, the dropout and the task's problems")
     # How to compute them
-    device: str = setting("cpu", "cpu, cuda, mps, ...")
+    device: str = setting("cpu", "cpu, cuda, mps, ...", (), True)
     precision: str = setting("float32", "of products; the weights stay in float32", PRECISIONS)
     compile: bool = setting(False, "compile the blocks: a slow first step, then faster ones")
     recompute: bool = setting(False, "compute activations again going back, to save memory")
     shard: bool = setting(False, "under torchrun: weights in parts, one for each process", (), True)
     # Watching and keeping
-    evaluate_every: int = setting(250, "steps between evaluations; each may leave a new best")
-    evaluate_windows: int = setting(1_000, "held-out windows in each of them")
+    evaluate_every: int = setting(
+        250, "steps between evaluations; each may leave a new best", (), True
+    )
+    evaluate_windows: int = setting(1_000, "held-out windows in each of them", (), True)
     sample_every: int = setting(
         0, "steps between samples of text; 0: none (nor when sharded)", (), True
     )
@@ -148,6 +158,12 @@ def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
         for f in fields(TrainConfig)
         if not f.metadata["later"] and getattr(before, f.name) != getattr(now, f.name)
     ]
+
+
+def contradictions(config: TrainConfig, given: Mapping[str, Any]) -> list[str]:
+    """Of the fields that were set by hand, those that a run with this configuration ignores."""
+    ignored = [*(OF_DATA if config.task else ()), *(OF_NEW_MODELS if config.start else ())]
+    return [name for name in ignored if name in given]
 
 
 def configure(base: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:

@@ -180,6 +180,40 @@ def gather_moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Te
     }
 
 
+def read_state(path: Path) -> tuple[State, TrainConfig]:
+    """How far a checkpoint's run was, and its configuration.
+
+    Raises:
+        MinigptError: when it is damaged.
+    """
+    try:
+        content = read_json(path / STATE, LARGEST_STATE, "it is damaged")
+        before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
+        state = State(**content)
+        state.check(before.steps)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MinigptError) as error:
+        raise _damaged(path, error) from error
+    return state, before
+
+
+def check_same_run(path: Path, state: State, before: TrainConfig, config: TrainConfig) -> None:
+    """Refuse a configuration with which the run of a checkpoint cannot be continued.
+
+    Raises:
+        MinigptError: then; it names the fields that differ.
+    """
+    changed = differences(before, config)
+    if changed:
+        raise MinigptError(
+            f"{path} is of another run: {'; '.join(changed)}; needed the same to resume: train "
+            f"with those values, or into another directory"
+        )
+    if config.steps < state.step:
+        raise MinigptError(
+            f"{path} has taken {state.step} steps and steps is {config.steps}: give more to go on"
+        )
+
+
 def load_checkpoint(path: Path, config: TrainConfig) -> Saved:
     """Read a checkpoint that `save_checkpoint` wrote.
 
@@ -187,26 +221,22 @@ def load_checkpoint(path: Path, config: TrainConfig) -> Saved:
         MinigptError: when it is damaged, or of a run that was configured differently: the fields
             that differ are named.
     """
+    state, before = read_state(path)
     try:
-        content = read_json(path / STATE, LARGEST_STATE, "it is damaged")
-        before = configure(TrainConfig(), content.pop("config"), str(path / STATE))
-        state = State(**content)
-        state.check(before.steps)
         weights.check_header(path / TENSORS)
         tensors = load_file(path / TENSORS)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise MinigptError(
-            f"{path} is not a whole checkpoint of a training run ({reason(error)}): delete "
-            f"it, and the one before it counts"
-        ) from error
-    changed = differences(before, config)
-    if changed:
-        raise MinigptError(
-            f"{path} is of another run: {'; '.join(changed)}; needed the same to resume: train "
-            f"with those values, or into another directory"
-        )
+        raise _damaged(path, error) from error
+    check_same_run(path, state, before, config)
     moments = {name: tensors.pop(name) for name in list(tensors) if ".adam." in name}
     return Saved(path, state, {**weights.load(path)[1], **tensors}, moments)
+
+
+def _damaged(path: Path, error: Exception) -> MinigptError:
+    return MinigptError(
+        f"{path} is not a whole checkpoint of a training run ({reason(error)}): delete it, and the "
+        f"one before it counts"
+    )
 
 
 def _all(directory: Path) -> list[Path]:

@@ -42,6 +42,19 @@ def directory(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def padded(directory, tmp_path_factory):
+    """The same tokenizer, and a model with 100 rows more, which it likes best."""
+    padded = tmp_path_factory.mktemp("padded")
+    Tokenizer.from_pretrained(directory).save_pretrained(padded)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(400, 64, 32, 2, 2, initializer_range=0.3))
+    with torch.no_grad():
+        model.wte.weight[300:] *= 4
+    model.save_pretrained(padded)
+    return padded
+
+
 @pytest.fixture
 def run(directory, capsys):
     """run("verify", ...): exit code, stdout and stderr of a command with the small model."""
@@ -94,6 +107,23 @@ class TestGenerate:
         assert code == 0
         assert out == continued(directory, "", 8) + "\n"
         assert "the prompt is empty" in err
+
+    def test_reads_special_tokens_only_when_asked(self, run, directory):
+        model, tokenizer = GPT.from_pretrained(directory), Tokenizer.from_pretrained(directory)
+        text = "a<|endoftext|>b"
+        for flags in ([], ["--special"]):
+            _, out, _ = run("generate", "--prompt", text, "--temperature", "0",
+                            "--max-new-tokens", "8", *flags)  # fmt: skip
+            ids = tokenizer.encode(text, allow_special=bool(flags))
+            made = minigpt.generate(model, ids, 8).tokens
+            assert out == text + tokenizer.decode(made) + "\n"
+
+    @pytest.mark.parametrize("how", [[], ["--samples", "2"], ["--beams", "2"], ["--no-cache"]])
+    def test_never_draws_an_id_without_text_and_says_so_once(self, padded, capsys, how):
+        arguments = ["--prompt", PROMPT, "--max-new-tokens", "30", "--temperature", "5"]
+        assert main(["generate", "--model", str(padded), *arguments, *how]) == 0
+        told = "100 ids of the model's 400 have no text (the first is 300): they are never drawn"
+        assert capsys.readouterr().err.count(told) == 1
 
     def test_gives_the_same_text_without_the_cache(self, run):
         arguments = ("generate", "--prompt", PROMPT, "--max-new-tokens", "40")
@@ -469,6 +499,8 @@ class TestTrain:
         def call(*arguments, out=tmp_path / "out"):
             small = ("--n-embd", "16", "--n-head", "2", "--n-layer", "1", "--steps", "4",
                      "--batch-size", "4")  # fmt: skip
+            if "--from" in arguments:  # which has a shape already
+                small = small[6:]
             code = main(["train", "--out", str(out), "--cache", str(tmp_path / "cache"),
                          *small, *arguments])  # fmt: skip
             return code, *capsys.readouterr()
@@ -490,6 +522,27 @@ class TestTrain:
         model = ("--model", str(tmp_path / "out"), "--prompt", "The", "--max-new-tokens", "5")
         assert main(["generate", *model]) == 0
         assert capsys.readouterr().out.startswith("The")
+
+    def test_is_not_ended_by_a_sample_of_a_padded_model(self, train, text, padded):
+        code, _, err = train("--from", str(padded), "--data", text, "--n-positions", "16",
+                             "--sample-every", "1", "--sample-tokens", "40")  # fmt: skip
+        assert code == 0
+        assert err.count("no sample") == 0
+
+    def test_is_not_ended_by_a_sample_that_fails(self, train, monkeypatch):
+        def failing(self):
+            raise RuntimeError("out of luck")
+
+        monkeypatch.setattr(Run, "sample", failing)
+        code, _, err = train("--task", "copying", "--sample-every", "2")
+        assert code == 0
+        assert err.count("no sample, and training goes on: RuntimeError('out of luck')") == 2
+
+    def test_says_how_many_documents_a_text_holds(self, train, tmp_path):
+        path = tmp_path / "dump.txt"
+        path.write_text("\n<|endoftext|>\n".join(stories(1, 40)))
+        _, _, err = train("--data", str(path), "--tokenizer", "byte", "--n-positions", "16")
+        assert f"{path}: 40 documents" in err
 
     def test_learns_a_task_and_tells_how_many_problems_are_solved_exactly(self, train):
         code, out, _ = train("--task", "copying")
@@ -527,6 +580,65 @@ class TestTrain:
         assert code == 2
         assert "task was 'copying' and is 'sorting'" in err
         assert "seed was 1 and is 2" in err
+
+    def test_goes_on_in_a_directory_that_needs_no_other_flags(self, train, tmp_path, capsys):
+        train("--task", "copying", "--save-every", "2", "--seed", "5")
+        for steps in ("6", "8"):
+            resume = ["--resume", str(tmp_path / "out"), "--steps", steps]
+            assert main(["train", *resume]) == 0
+            assert f"step {steps}: held-out loss" in capsys.readouterr().err
+            assert read_toml(tmp_path / "out" / "train.toml")["seed"] == 5
+
+    def test_goes_on_beside_the_file_of_a_run(self, train, tmp_path, capsys, monkeypatch):
+        train("--task", "copying")
+        monkeypatch.chdir(tmp_path)
+        file = str(tmp_path / "out" / "train.toml")
+        assert main(["train", "--config", file, "--resume", "--steps", "6"]) == 0
+        assert "step 6: held-out loss" in capsys.readouterr().err
+        assert not (tmp_path / "runs").exists()
+
+    def test_says_at_once_that_there_is_nothing_to_resume(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for arguments in (["--resume"], ["--resume", "runs/none"], ["--out", "x", "--resume"]):
+            assert main(["train", *arguments]) == 2
+            assert "holds no checkpoint, so there is nothing to resume" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_goes_on_when_the_same_data_have_moved_and_not_with_others(
+        self, train, text, tmp_path, capsys
+    ):
+        train("--data", text, "--tokenizer", "byte", "--n-positions", "16")
+        moved = tmp_path / "moved.txt"
+        Path(text).rename(moved)
+        resume = ["train", "--resume", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+        assert main([*resume, "--data", str(moved), "--steps", "6"]) == 0
+        moved.write_text("something else " * 90)
+        assert main([*resume, "--data", str(moved), "--steps", "8"]) == 2
+        assert "the data have changed" in capsys.readouterr().err
+
+    def test_does_not_go_back(self, train, tmp_path, capsys):
+        train("--task", "copying")
+        assert main(["train", "--resume", str(tmp_path / "out"), "--steps", "3"]) == 2
+        assert "has taken 4 steps and steps is 3" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            (("--from", "toy", "--n-layer", "2", "--tokenizer", "char"), "--n-layer, --tokenizer"),
+            (("--task", "addition", "--data", "x.txt"), "--data"),
+            (("--preset", "finetune", "--n-layer", "8"), "--n-layer"),
+        ],
+    )
+    def test_refuses_flags_that_would_be_ignored(self, tmp_path, capsys, flags, named):
+        assert main(["train", "--out", str(tmp_path / "out"), *flags]) == 2
+        assert f"minigpt: {named} would be ignored" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_records_the_shape_that_ran(self, train, text, directory, tmp_path):
+        train("--from", str(directory), "--data", text, "--n-positions", "16")
+        saved = read_toml(tmp_path / "out" / "train.toml")
+        shape = [saved[name] for name in ("n_layer", "n_head", "n_embd", "tokenizer")]
+        assert shape == [2, 2, 32, ""]
 
     def test_takes_fields_from_a_file_and_then_from_the_command_line(self, train, tmp_path):
         (tmp_path / "my.toml").write_text('task = "copying"\nwarmup = 7\nclip = 2\n')

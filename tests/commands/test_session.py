@@ -45,6 +45,26 @@ def test_a_turn_is_the_models_continuation_of_the_whole_text(pair, session):
     assert session.tokens == ids + text
 
 
+def test_special_tokens_are_entered_only_where_they_are_allowed(pair):
+    _, tokenizer = pair
+    plain, special = (Session(*pair, special=allowed, max_new_tokens=0) for allowed in (0, 1))
+    play(plain, "a<|endoftext|>b")
+    play(special, "a<|endoftext|>b")
+    assert tokenizer.eot_token not in plain.tokens
+    assert special.tokens == tokenizer.encode("a<|endoftext|>b", allow_special=True)
+
+
+def test_a_padded_model_writes_only_what_its_tokenizer_has_text_for(pair):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(400, 96, 32, 2, 2, initializer_range=0.3)).eval()
+    with torch.no_grad():
+        model.wte.weight[300:] *= 4  # the rows that pad it are what it likes best
+    session = Session(model, pair[1], max_new_tokens=20, temperature=2.0)
+    play(session, "Once", " there")
+    assert max(session.tokens) < 300 and len(session.tokens) > 40
+    assert max(generate(model, pair[1].encode("Once"), 20).tokens) >= 300
+
+
 def test_only_new_tokens_are_computed(session):
     play(session, "Once upon a time", " there")
     held = len(session.tokens) - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import fields
+from collections import Counter
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -430,6 +431,123 @@ def test_a_token_that_is_ruled_out_is_never_drawn():
     assert draws(Sampler(1.0), logits, 200)[1] == 0
 
 
+# --- runs, ends and a function of one's own ---
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_run_is_not_repeated_as_in_transformers(logits, size):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    theirs = processors.NoRepeatNGramLogitsProcessor(size)
+    draw = torch.Generator().manual_seed(0)
+    for length in range(30):
+        history = torch.randint(3, (length,), generator=draw)
+        want = theirs(history[None], logits[:1].clone())[0].softmax(-1)
+        found = Sampler(1.0, no_repeat_ngram_size=size).distribution(logits[0], history)
+        assert torch.equal(found, want)
+
+
+def test_transformers_processors_are_functions_of_ones_own(logits):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    several = processors.LogitsProcessorList(
+        [processors.TypicalLogitsWarper(0.9), processors.SuppressTokensLogitsProcessor([1, 2])]
+    )
+    history = [4, 5]
+    want = several(torch.tensor([history]), logits[:1].clone())[0]
+    found = Sampler(logits_processor=several, temperature=1.0).distribution(logits[0], history)
+    assert torch.equal(found, want.softmax(-1))
+
+
+def test_a_function_of_ones_own_may_change_what_it_is_given_and_nothing_else(logits):
+    def ruin(text, scores):
+        text.zero_()
+        return scores.zero_()
+
+    before, history = logits.clone(), [4, 5]
+    assert Sampler(logits_processor=ruin).choose(logits[0], torch.Generator(), history) == 0
+    assert torch.equal(logits, before)
+    assert history == [4, 5]
+
+
+@pytest.mark.parametrize("made", [None, 3.0, torch.zeros(3), torch.zeros(2, 3)])
+def test_a_function_of_ones_own_that_gives_no_logits_is_refused(made):
+    sampler = Sampler(logits_processor=lambda text, scores: made)
+    with pytest.raises(MinigptError, match=r"logits_processor gave .+, needed .+ \(1, 3\)"):
+        sampler.choose(torch.zeros(3), torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1, needed a whole number"),
+        ({"min_new_tokens": 1.5}, "min_new_tokens is 1.5, needed a whole number"),
+        ({"logits_processor": 3}, "logits_processor is 3, needed a function"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings, told):
+    with pytest.raises(MinigptError, match=told):
+        Sampler(**settings)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A model that soon ends its texts and repeats itself, and the same in transformers."""
+    transformers = pytest.importorskip("transformers")
+    directory = tmp_path_factory.mktemp("pair")
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(30, 64, 32, 2, 2, eos_token_id=None, initializer_range=0.4)).eval()
+    often = Counter(t for i in range(30) for t in generate(model, [i, 3, i], 20).tokens)
+    model.config = replace(model.config, eos_token_id=often.most_common(2)[1][0])
+    model.save_pretrained(directory)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(str(directory))
+    return model, theirs.eval()
+
+
+def theirs_of(theirs, ids, **settings):
+    end = theirs.config.eos_token_id
+    made = theirs.generate(torch.tensor([ids]), do_sample=False, pad_token_id=end, **settings)
+    tokens = made[0, len(ids) :].tolist()
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 1, "repetition_penalty": 1.3},
+        {"min_new_tokens": 12},
+        {"min_new_tokens": 5, "no_repeat_ngram_size": 3},
+    ],
+)
+def test_texts_are_those_of_transformers(pair, settings):
+    model, theirs = pair
+    changed = 0
+    for first in range(0, 30, 2):
+        ids = [first, 3, first]
+        want = theirs_of(theirs, ids, max_new_tokens=20, **settings)
+        found = generate(model, ids, 20, **settings).tokens
+        assert found == want
+        assert generate(model, ids, 20, **settings, use_cache=False).tokens == found
+        assert generate(model, ids, 20, **settings, draft="lookup").tokens == found
+        changed += found != generate(model, ids, 20).tokens
+    assert changed > 3  # or the settings were not put to the test
+
+
+def test_a_function_of_ones_own_is_called_once_for_each_token_also_with_drafts(pair):
+    def seen_by(**how):
+        seen = []
+
+        def note(text, scores):
+            seen.append((text.tolist(), scores.tolist()))
+            return -scores
+
+        made = generate(pair[0], [1, 2, 1, 2], 20, logits_processor=note, stop_tokens=(), **how)
+        return seen, made.tokens
+
+    seen, tokens = seen_by()
+    assert [text for [text], _ in seen] == [[1, 2, 1, 2, *tokens[:n]] for n in range(20)]
+    assert seen_by(use_cache=False) == seen_by(draft="lookup") == (seen, tokens)
+
+
 # --- log-probabilities ---
 
 
@@ -488,6 +606,7 @@ def test_log_probabilities_of_damaged_logits_are_refused():
 EVERY_SETTING = {
     "temperature": 0.9, "top_k": 7, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.5,
     "presence_penalty": 0.25, "frequency_penalty": 0.5, "logit_bias": {3: 1.0},
+    "no_repeat_ngram_size": 2, "min_new_tokens": 1, "logits_processor": lambda text, logits: logits,
 }  # fmt: skip
 CALLS = {
     generate: lambda *given, **how: generate(*given, **how),

@@ -42,7 +42,11 @@ LESS = {  # what is appended to a command, so that it ends soon
     "train --preset toy --out": "--batch-size 2",
     "bench": "--quick --model random:nano",
 }
-NOT_RUN = {"git clone … && cd minigpt", "make notebooks"}  # a fresh clone; a program with windows
+NOT_RUN = {
+    "git clone … && cd minigpt",
+    "make notebooks",  # opens Jupyter
+    "make gpu-check",  # eight minutes of a GPU; test_gpu_check.py runs what it runs
+}
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
 

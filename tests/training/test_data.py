@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.support.errors import MinigptError
-from minigpt.tokenizer import CharTokenizer, byte_tokenizer
+from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
+from minigpt.tokenizer_settings import Settings, Word
 from minigpt.training import data
 from minigpt.training.bpe import train_bpe
 from minigpt.training.data import IGNORED, Corpus, draws, prepare, windows
@@ -115,7 +116,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(tmp_path_factory, text, piece)
 
 def test_a_text_without_a_white_space_is_read_in_pieces_all_the_same(make_file):
     path = make_file("long.txt", "é" * 3_000_000)
-    (document,) = read_documents(path)
+    document = next(read_documents(path))
     lengths = [len(piece) for piece in document]
     assert sum(lengths) == 3_000_000
     assert max(lengths) < 2_500_000
@@ -147,9 +148,47 @@ def test_the_end_of_text_is_before_the_first_document_and_after_each(make_file, 
     assert corpus.held_out.tolist() == [EOT, 99, EOT]
 
 
-def test_an_end_of_text_that_the_text_spells_out_is_only_characters(make_file, cache):
-    corpus = prepare(make_file("sly.txt", "a<|endoftext|>b" * 10), "byte", cache)
+DUMPS = {
+    "a<|endoftext|>b": ["a", "b"],
+    "a\n<|endoftext|>\nb\n<|endoftext|>\n": ["a", "b"],
+    "<|endoftext|>\n\na\n\n<|endoftext|>": ["\na\n"],
+    "a<|endoftext|><|endoftext|>b": ["a", "b"],
+    "a <|endoftext b|> <|endo": ["a <|endoftext b|> <|endo"],
+}
+
+
+@pytest.mark.parametrize("text", DUMPS)
+@pytest.mark.parametrize("piece", [1, 3, 2**20])
+def test_an_end_of_text_in_a_text_file_parts_documents(make_file, text, piece):
+    documents = read_documents(make_file("dump.txt", text), piece)
+    assert [joined for d in documents if (joined := "".join(d))] == DUMPS[text]
+
+
+def test_what_is_parted_is_tokenized_and_counted_as_documents(make_file, cache):
+    dump = "\n<|endoftext|>\n".join(["one", "two", "three", "four"])
+    corpus = prepare(make_file("dump.txt", dump), "byte", cache, held_out=0.2)
+    assert corpus.documents == 4
+    assert texts(corpus, corpus.training) == ["one", "two", "three"]
+    assert texts(corpus, corpus.held_out) == ["four"]
+    assert whole(corpus).count(EOT) == 6
+
+
+def test_an_end_of_text_in_a_line_of_json_is_only_characters(make_file, cache):
+    lines = json.dumps({"text": "a<|endoftext|>b" * 10})
+    corpus = prepare(make_file("sly.jsonl", lines), "byte", cache)
     assert whole(corpus).count(EOT) == 2  # before and after
+
+
+def test_a_tokenizer_whose_tokens_cross_words_is_given_whole_documents(make_file, cache):
+    base = train_bpe(["a b"], 258)
+    words = (Word("new york", 258),)
+    tokenizer = Tokenizer(
+        {bytes([b]): b for b in range(256)}, {"<|endoftext|>": 256}, Settings(words=words)
+    )
+    text = "x" * (2**20 - 3) + " new york"  # where a piece ends
+    corpus = prepare(make_file("long.txt", text + " y z"), tokenizer, cache, held_out=1e-6)
+    assert whole(corpus).count(258) == 1
+    assert base.is_local and not tokenizer.is_local
 
 
 def test_the_held_out_share_is_cut_where_it_is_closest(make_file, cache):

@@ -1,0 +1,200 @@
+"""Builds the lessons in other languages: `python notebooks/translate.py [--check] [LESSON]`.
+
+A translation is a catalogue, `notebooks/LANGUAGE/LESSON.md`: for every Markdown cell of the English
+lesson its name, a hash of the English text, and the text in the other language:
+
+    <!-- title 0a1b2c3d -->
+    # 2. …
+
+Code and outputs are copied from the English lesson, so they are the same in every language. When an
+English text changes, its hash does, and the translation is refused until somebody has read both and
+written the new hash. Three things are filled in:
+
+- `{code}`: the code of the English cell (a solution), with the comments translated that the entry
+  named `comments` lists, a line `English => translation` for each;
+- links are written as in the English lesson; they lead to the lesson in the reader's language
+  where there is one;
+- a line below the title, in English too, leads to the other languages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+LANGUAGES = {"": "English", "vi": "Tiếng Việt", "ko": "한국어"}  # by folder
+SWITCH = "languages"  # the name of the cell that leads to the other languages
+COMMENTS = "comments"
+
+ENTRY = re.compile(r"^<!-- ([a-z][a-z0-9-]+)(?: ([0-9a-f]{8}))? -->\n", re.MULTILINE)
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)")
+REMARK = re.compile(r'(?<=# ).*$|(?<=""").*(?="""$)', re.MULTILINE)  # a comment or a docstring
+SHAPE = re.compile(r"[A-Z0-9, ()]+")  # a comment that needs no translation
+
+Cell = dict[str, Any]
+Notebook = dict[str, Any]
+Catalogue = dict[str, tuple[str, str]]  # the hash and the text, by the name of the cell
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 when every translation is complete and up to date, 1 when one is not."""
+    parser = argparse.ArgumentParser(description="Build the lessons in other languages.")
+    parser.add_argument("--check", action="store_true", help="say what is wrong, write nothing")
+    parser.add_argument("lessons", nargs="*", type=Path, help="default: all of notebooks/*.ipynb")
+    options = parser.parse_args(arguments)
+    found: list[str] = []
+    for lesson in options.lessons or sorted(FOLDER.glob("*.ipynb")):
+        found += stale(lesson) if options.check else write(lesson)
+    print("".join(f"{problem}\n" for problem in found), end="")
+    return int(bool(found))
+
+
+def write(lesson: Path) -> list[str]:
+    """Build all translations of a lesson; returns what is wrong with their catalogues.
+
+    A text that has only become out of date is kept, for an old translation says more to its reader
+    than none; one that is missing is shown in English.
+    """
+    for path, notebook in built(lesson).items():
+        path.write_text(dump(notebook), encoding="utf-8")
+    return list(problems(lesson))
+
+
+def stale(lesson: Path) -> list[str]:
+    """What is wrong with the catalogues of a lesson, and notebooks that they would not make."""
+    other = [
+        f"{path.relative_to(lesson.parent)}: not what its catalogue makes; run translate.py"
+        for path, notebook in built(lesson).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != dump(notebook)
+    ]
+    return [*problems(lesson), *other]
+
+
+def catalogues(lesson: Path) -> dict[str, Path]:
+    """The catalogues of a lesson by their language."""
+    paths = {code: lesson.parent / code / f"{lesson.stem}.md" for code in LANGUAGES if code}
+    return {code: path for code, path in paths.items() if path.exists()}
+
+
+def built(lesson: Path) -> dict[Path, Notebook]:
+    """The lesson in every language that it has, English first, by the file it belongs in."""
+    original, translations = load(lesson), catalogues(lesson)
+    if not translations:
+        return {}
+    english = [cell for cell in original["cells"] if cell["id"] != SWITCH]
+    notebooks = {}
+    for language in ("", *translations):
+        cells = english
+        if language:
+            catalogue = read(translations[language])
+            cells = [translated(cell, catalogue, lesson, language) for cell in english]
+        head = {**english[0], "id": SWITCH, "metadata": {}}
+        head["source"] = [switch(lesson, language, ("", *translations))]
+        path = lesson.parent / language / lesson.name
+        notebooks[path] = {**original, "cells": [cells[0], head, *cells[1:]]}
+    return notebooks
+
+
+def translated(cell: Cell, catalogue: Catalogue, lesson: Path, language: str) -> Cell:
+    if cell["cell_type"] != "markdown" or cell["id"] not in catalogue:
+        return cell
+    text = catalogue[cell["id"]][1]
+    if code := CODE.search(source(cell)):
+        remarks = dictionary(catalogue)
+        text = text.replace(
+            "{code}", REMARK.sub(lambda remark: remarks.get(remark[0], remark[0]), code[1])
+        )
+
+    def link(found: re.Match[str]) -> str:
+        target = found[1]
+        if "://" in target or Path(target).stem in translated_lessons:
+            return found[0]
+        return f"](../{target}"
+
+    translated_lessons = {path.stem for path in (lesson.parent / language).glob("*.md")}
+    return {**cell, "source": LINK.sub(link, text).splitlines(keepends=True)}
+
+
+def switch(lesson: Path, here: str, languages: Sequence[str]) -> str:
+    """The line that leads to the other languages."""
+    up = "../" if here else ""
+    return " · ".join(
+        f"**{LANGUAGES[code]}**"
+        if code == here
+        else f"[{LANGUAGES[code]}]({up}{f'{code}/' if code else ''}{lesson.name})"
+        for code in languages
+    )
+
+
+def problems(lesson: Path) -> Iterator[str]:
+    """Where a catalogue does not say what the English lesson says now."""
+    cells = {
+        cell["id"]: source(cell)
+        for cell in load(lesson)["cells"]
+        if cell["cell_type"] == "markdown" and cell["id"] != SWITCH
+    }
+    for language, path in catalogues(lesson).items():
+        catalogue, where = read(path), f"{language}/{path.name}"
+        for name in catalogue.keys() - cells.keys() - {COMMENTS}:
+            yield f"{where}: {name} is no Markdown cell of the lesson"
+        for name, english in cells.items():
+            if name not in catalogue:
+                yield f"{where}: {name} is missing: <!-- {name} {mark(english)} -->"
+                continue
+            seen, text = catalogue[name]
+            if seen != mark(english):
+                yield (
+                    f"{where}: {name} has changed in English; translate it again, then write "
+                    f"{mark(english)} in place of {seen or 'nothing'}"
+                )
+            if sorted(LINK.findall(text)) != sorted(LINK.findall(english)):
+                yield f"{where}: {name} does not have the links of the English text"
+            code = CODE.search(english)
+            if ("{code}" in text) != bool(code):
+                yield f"{where}: {name} and the English text do not both have {{code}}"
+            for remark in REMARK.findall(code[1]) if code else ():
+                if remark not in dictionary(catalogue) and not SHAPE.fullmatch(remark):
+                    yield f"{where}: {COMMENTS} does not say what {remark!r} in {name} is"
+
+
+def read(path: Path) -> Catalogue:
+    """The hash and the text of every cell of a catalogue."""
+    _, *parts = ENTRY.split(path.read_text(encoding="utf-8"))
+    entries = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return {name: (seen or "", text.strip("\n")) for name, seen, text in entries}
+
+
+def dictionary(catalogue: Catalogue) -> dict[str, str]:
+    """The translations of comments in solutions."""
+    lines = catalogue.get(COMMENTS, ("", ""))[1].splitlines()
+    return dict(line.split(" => ", 1) for line in lines if line)
+
+
+def mark(text: str) -> str:
+    """Changes when the text does."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def source(cell: Cell) -> str:
+    return "".join(cell["source"])
+
+
+def load(path: Path) -> Notebook:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def dump(notebook: Notebook) -> str:
+    """As nbformat writes it, so that a rebuilt lesson differs in what has changed only."""
+    return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
