@@ -83,12 +83,11 @@ def text() -> Callable[..., torch.Tensor]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads() -> Iterator[Callable[[int], None]]:
-    """threads(n) sets the number of CPU threads; it is as before when the test ends."""
-    before = torch.get_num_threads()
+    """threads(n) sets the number of CPU threads; every test begins with one."""
     yield torch.set_num_threads
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

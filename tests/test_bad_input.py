@@ -203,11 +203,6 @@ CALLS: list[tuple[str, str]] = [
 # fmt: on
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture(scope="module")
 def names(tmp_path_factory) -> dict[str, Any]:
     """What the calls may speak of: everything public, and one of each that they need."""

@@ -55,12 +55,6 @@ def padded(directory, tmp_path_factory):
     return padded
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more; and --threads is undone after each test."""
-    threads(1)
-
-
 @pytest.fixture
 def run(directory, capsys):
     """run("verify", ...): exit code, stdout and stderr of a command with the small model."""

@@ -16,11 +16,6 @@ from minigpt.training.bpe import train_bpe
 from minigpt.training.grammar import stories
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture(scope="module")
 def pair():
     tokenizer = train_bpe(stories(1, 20), 300)

@@ -13,11 +13,6 @@ from tests.helpers import ending_in
 SAMPLING = {"temperature": 0.9, "top_k": 50}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture
 def prompts(text):
     return [text(1, length, seed=length)[0].tolist() for length in (3, 40, 1, 126, 17)]

@@ -13,11 +13,6 @@ from minigpt.generation.beam import beam_search
 from tests.helpers import random_gpt2
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """transformers' model with random weights, and ours with the same."""

@@ -12,12 +12,6 @@ from tests.helpers import ending_in, random_gpt2
 SAMPLING = {"temperature": 0.8, "top_k": 60, "top_p": 0.9}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more, and lose much on a busy machine."""
-    threads(1)
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """transformers' model with random weights, and the directory it wrote them to."""

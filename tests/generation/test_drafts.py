@@ -13,11 +13,6 @@ from minigpt.generation.drafts import Lookup, SmallModel
 SAMPLING = {"temperature": 0.9, "top_k": 20}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 class Fixed:
     """Guesses that were laid out beforehand: for each length of the text, what comes next."""
 

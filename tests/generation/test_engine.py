@@ -20,11 +20,6 @@ from minigpt.generation.sampling import Sampler
 SAMPLING = {"temperature": 0.9, "top_k": 50}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @lru_cache
 def tiny() -> GPT:
     """A few thousand parameters, with room for 24 positions, in which token 0 ends a text."""

@@ -40,12 +40,6 @@ def few_keys(q, k, v, starts, *_):
     return starts[0] + q.shape[2] < 20
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more, and lose much on a busy machine."""
-    threads(1)
-
-
 @pytest.fixture
 def diagnosed(make_model, text):
     """diagnosed(kind, when, *names): the diagnosis when these layers' operations are altered."""

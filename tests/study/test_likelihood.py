@@ -18,11 +18,6 @@ from minigpt.training.bpe import train_bpe
 from minigpt.training.grammar import stories
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 def by_hand(model, window):
     """The log-probability of the last token of a row of tokens, from one uncached pass."""
     with torch.inference_mode():

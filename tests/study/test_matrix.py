@@ -28,12 +28,6 @@ TOY = Column(torch.float32, False, "toy")
 GROUPED_TOY = Column(torch.float32, True, "toy")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more, and lose much on a busy machine."""
-    threads(1)
-
-
 @lru_cache(maxsize=1)
 def ways_of(column):
     return start(column.model())

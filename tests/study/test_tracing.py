@@ -24,11 +24,6 @@ from tests.helpers import TOY
 IDS = list(b"Hello")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture
 def tokenizer():
     return byte_tokenizer()

@@ -15,12 +15,6 @@ from minigpt.study.ways import FARTHEST, Check, ulp_distance
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more, and lose much on a busy machine."""
-    threads(1)
-
-
 class FewRowsDiffer(ExactOps):
     """Products of fewer than 4 rows come out a little larger; nothing else depends on anything."""
 

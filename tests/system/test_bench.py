@@ -17,15 +17,6 @@ from minigpt.bench.sections import SECTIONS, choose_sections, measure_sections
 from minigpt.commands.cli import main
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads wait for each other where a test machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def table(capsys):
     """table("--only", ...): what a quick run on the smallest preset wrote as JSON."""

@@ -306,11 +306,6 @@ def spoil(rng: Rng, files: Files) -> Files:
 # --- the cases ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> dict[str, Files]:
     """The files of each subject, undamaged, by their place under its directory."""

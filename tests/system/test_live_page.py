@@ -6,7 +6,6 @@ import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import torch
 
 from minigpt import GPT, Tokenizer
 from minigpt.study.pages import sixteen_bits, write_live
@@ -46,12 +45,9 @@ def page(driver, path):
 @pytest.fixture(scope="module")
 def traced(tokenizer):
     """What the package says of the page's model: the same prompt, greedy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model = GPT.from_pretrained(TOY)
     model = model.to(sixteen_bits(model)).float()
     found = trace(model, tokenizer, PROMPT, 6, rounds=1)
-    torch.set_num_threads(threads)
     return found
 
 

@@ -28,11 +28,6 @@ from minigpt.training.sources import Text
 TIMES = int(os.environ.get("MINIGPT_EXAMPLES", "1"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +13,6 @@ from minigpt.cache.kinds import LOSSLESS
 from tests.reference import reference_logits
 
 EXAMPLES = int(os.environ.get("MINIGPT_EXAMPLES", "25"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 @st.composite

@@ -42,11 +42,6 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 def widened(model: GPT) -> GPT:
     """The model that the page has: its weights rounded to 16 bits, computing in float32."""
     return model.to(sixteen_bits(model)).float()

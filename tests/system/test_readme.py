@@ -42,7 +42,11 @@ LESS = {  # what is appended to a command, so that it ends soon
     "train --preset toy --out": "--batch-size 2",
     "bench": "--quick --model random:nano",
 }
-NOT_RUN = {"git clone … && cd minigpt", "make notebooks"}  # a fresh clone; a program with windows
+NOT_RUN = {
+    "git clone … && cd minigpt",
+    "make notebooks",  # opens Jupyter
+    "make gpu-check",  # eight minutes of a GPU; test_gpu_check.py runs what it runs
+}
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
 
@@ -63,9 +67,8 @@ def labels(shown: str) -> set[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, fake_hub: FakeHub, monkeypatch, threads) -> Path:
+def folder(tmp_path: Path, fake_hub: FakeHub, monkeypatch) -> Path:
     """Where the reader is: the bundled model, texts of their own, and a hub with two models."""
-    threads(1)
     shutil.copytree(TOY, tmp_path / "weights" / "toy")
     text = "\n\n".join(stories(seed=1, count=100))
     (tmp_path / "shakespeare.txt").write_text(text)
@@ -138,6 +141,11 @@ def test_what_a_page_says_runs_and_shows_what_it_says(page, folder, capfd, monke
             continue
         said += "".join(capfd.readouterr())
         assert labels(shown) - labels(said) == set()
+
+
+def test_every_target_of_the_makefile_has_one_recipe():
+    told = subprocess.run(["make", "-n", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_pages_are_found_and_their_blocks_too():

@@ -29,12 +29,6 @@ CONFIG = TrainConfig(
 ALONE = Processes(torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Models this small gain nothing from more, and lose much on a busy machine."""
-    threads(1)
-
-
 def tiny(**changes: float) -> GPT:
     torch.manual_seed(0)
     shape = GPTConfig(257, 8, 16, 1, 2, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)

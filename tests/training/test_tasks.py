@@ -24,11 +24,6 @@ BIT = Task(  # learned in a second
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture(params=TASKS.values(), ids=TASKS)
 def task(request) -> Task:
     return request.param
