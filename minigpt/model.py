@@ -175,6 +175,8 @@ class GPT(RowModule):
         return self._logits(tokens, cache, -1)
 
     def _logits(self, tokens: Tensor, cache: KVCache | None, wanted: slice | int) -> Tensor:
+        for block in (b for b in self.h if "ops" not in vars(b.ln_1)):  # added since
+            set_ops(block, self.ops)
         check_tokens(tokens, self.config.vocab_size, self.config.n_positions, self.device)
         self.ops.check_context(self.dtype, self.device)
         place = one_place(self.dtype, self.device)
@@ -202,7 +204,7 @@ class GPT(RowModule):
     def cache_spec(self) -> CacheSpec:
         """What a cache must match: layers, heads, dtype, device."""
         c = self.config
-        return CacheSpec(c.n_layer, c.kv_heads, c.head_dim, self.dtype, self.device)
+        return CacheSpec(len(self.h), c.kv_heads, c.head_dim, self.dtype, self.device)
 
     def new_cache(
         self, batch_size: int = 1, max_length: int | None = None, kind: str = "static",

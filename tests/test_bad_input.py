@@ -318,7 +318,7 @@ def command(names, capsys, monkeypatch):
     """command("generate", ...): its exit code and what it said on stderr."""
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         code = main([argument.replace("{saved}", str(names["SAVED"])) for argument in arguments])
         return code, capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import GPT, GPTConfig, MinigptError
+from minigpt.model import Block
 
 
 def test_logits_are_given_for_every_position(model, text):
@@ -209,3 +210,33 @@ def test_chosen_numerics_stay(make_model, numerics):
     model.numerics = numerics
     assert model.train().numerics == numerics
     assert model.eval().numerics == numerics
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_a_block_that_is_added_computes_as_the_others_do(make_model, text, numerics):
+    model, tokens = make_model(numerics), text(1, 12)
+    before, three = model(tokens), make_model(numerics, n_layer=3)
+    for own, other in zip(model.h, three.h, strict=False):
+        own.load_state_dict(other.state_dict())
+    for part in ("wte", "wpe", "ln_f"):
+        getattr(model, part).load_state_dict(getattr(three, part).state_dict())
+    block = Block(model.config, 2).eval()
+    block.load_state_dict(three.h[2].state_dict())
+    model.h.append(block)
+    cache = model.new_cache()
+    cached = torch.cat([model(part, cache=cache) for part in tokens.split(5, 1)], 1)
+    assert torch.equal(model(tokens), three(tokens))
+    assert not torch.equal(model(tokens), before)
+    torch.testing.assert_close(
+        cached, three(tokens), atol=0 if numerics == "exact" else 1e-4, rtol=0
+    )
+    with pytest.raises(MinigptError, match=r"h\.2"):  # not in the configuration
+        model.save_pretrained("nowhere")
+
+
+def test_a_model_without_its_last_block_is_one_of_fewer_layers(make_model, text):
+    model, tokens = make_model("exact"), text(1, 12)
+    del model.h[1]
+    cache = model.new_cache()
+    cached = torch.cat([model(part, cache=cache) for part in tokens.split(5, 1)], 1)
+    assert torch.equal(cached, model(tokens))

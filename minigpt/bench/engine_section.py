@@ -166,8 +166,3 @@ def _in_groups(rival: Entrant, jobs: Sequence[Job], device: torch.device) -> lis
         cache = rival.new_cache(len(group), prompts.shape[1] + group[0][1])
         done += choose_likeliest(rival.next_logits, prompts, group[0][1], cache).tolist()
     return done
-
-
-def _as_it_is(run: Callable[[], object]) -> Callable[[], object]:
-    """Nothing has to be set up before it is timed."""
-    return run

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
 from minigpt.config import GPTConfig
+from minigpt.support.wording import counted
 from minigpt.tokenizer import CharTokenizer
 from minigpt.training.data import Corpus
 from minigpt.training.loop import Run
@@ -48,7 +49,9 @@ def measure_train(contest: Contest) -> Section:
                 rows.append(Row(f"{title}: {who}", [1e3 * s for s in seconds], "ms", extra))
             if len(times) == 2:
                 rows.append(Row(f"{title}: of its time", ratios(*times.values()), "x"))
-    return Section("train", f"time of a training step, {torch.get_num_threads()} threads", rows)
+    return Section(
+        "train", f"time of a training step, {counted(torch.get_num_threads(), 'thread')}", rows
+    )
 
 
 def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:

@@ -518,6 +518,9 @@ def opened(
     elif not isinstance(cache, KVCache):
         raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
     else:
-        with torch.no_grad(), cache.extend(spec, B, T, tokens, Origin.of(model)):
+        with (
+            torch.no_grad(),
+            cache.extend(spec, B, T, tokens, Origin.of(model)),
+        ):
             starts = torch.tensor(cache.lengths, device=tokens.device)  # rows may differ in length
             yield starts[:, None] + positions, cache.layers

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary, ref
 
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.numerics.base import RowModule
-from minigpt.numerics.changes import Glance, checksum, weights_in
+from minigpt.numerics.changes import Glance, Sample, checksum, weights_in
 from minigpt.numerics.copies import recheck
 from minigpt.numerics.place import Place
 from minigpt.support.errors import MinigptError
@@ -31,16 +31,20 @@ DROPOUT = "dropout"  # of rows that were computed with some of their numbers lef
 class Revision:
     """A model's weights as they are until something changes them: after that there is another."""
 
-    def __init__(self, model: nn.Module, fingerprint: str | None = None) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        weights = weights_in(model)
+        self.dtype, self.device = weights[0].dtype, weights[0].device
         self._model = ref(model)
-        self._glance = Glance(weights_in(model))
-        self._fingerprint = fingerprint
+        self._glance = Glance(weights)
+        self._fingerprint: str | None = None
+        self._over = False  # was a change seen by other means?
 
     @property
     def model(self) -> nn.Module | None:
         """The model, if it is still there and no change of its weights is seen."""
         model = self._model()
-        return model if model is not None and self._glance.still_holds(weights_in(model)) else None
+        there = model is not None and not self._over and self._glance.still_holds(weights_in(model))
+        return model if there else None
 
     def was_of(self, model: nn.Module | None) -> bool:
         """Is this the very model, whatever became of its weights?"""
@@ -64,27 +68,44 @@ class Revision:
 def revision(model: nn.Module, read: bool = False) -> Revision:
     """A model's present one: the same object as long as no weight is seen to have changed.
 
+    What torch counts is seen, and so is what is written through `weight.data` to a whole matrix, of
+    which a few dozen numbers are looked at.
+
     Args:
-        read: look at every number, where there is time for that, and not just at what torch counts:
-            writing through `weight.data` shows in no other way.
+        read: look at every number, where there is time for that.
     """
     known, lock = _revisions()
     with lock:
-        found = known.get(model)
+        found, samples = known.get(model, (None, []))
+        if found is not None and not all(map(Sample.still_holds, samples)):
+            found._over = True
         if found is None or found.model is None:
-            found = Revision(model)
+            found, samples = Revision(model), _samples(model)
         if read:
             recheck(model)
             digest = _digest(model)
             if found._fingerprint not in (None, digest):
-                found = Revision(model)
+                found._over = True
+                found, samples = Revision(model), _samples(model)
             found._fingerprint = digest
-        known[model] = found
+        known[model] = found, samples
         return found
 
 
+def _samples(model: nn.Module) -> list[Sample]:
+    """Of each of its matrices. They keep the memory alive, so they stay with the model."""
+    matrices = {
+        weight.data_ptr(): weight
+        for weight in weights_in(model)
+        if type(weight) in (Tensor, nn.Parameter) and weight.is_cpu and weight.ndim == 2
+    }
+    return [Sample(weight) for weight in matrices.values()]
+
+
 @lru_cache
-def _revisions() -> tuple[WeakKeyDictionary[nn.Module, Revision], threading.Lock]:
+def _revisions() -> tuple[
+    WeakKeyDictionary[nn.Module, tuple[Revision, list[Sample]]], threading.Lock
+]:
     return WeakKeyDictionary(), threading.Lock()
 
 
@@ -123,8 +144,9 @@ class Origin:
         """What a pass of this model now computes rows by."""
         config: GPTConfig = model.config  # type: ignore[assignment]
         random = model.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop)
-        place = Place.of(weights_in(model)[0])
-        return cls(revision(model), DROPOUT if random else model.ops.name, place)
+        numerics = DROPOUT if random else model.ops.name
+        weights = revision(model)
+        return cls(weights, numerics, Place.here(weights.dtype, weights.device))
 
 
 def followed(held: Origin | None, new: Origin | None) -> Origin | None:

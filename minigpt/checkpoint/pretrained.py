@@ -16,6 +16,7 @@ from minigpt.numerics import row_ops
 from minigpt.numerics.int8 import Int8Linear
 from minigpt.support.checks import device_named
 from minigpt.support.errors import MinigptError
+from minigpt.support.memory import MODEL_ADVICE, require_memory
 
 
 def load(
@@ -49,6 +50,9 @@ def load(
     config, tensors = weights.load(hub.resolve(source), dtype)
     with torch.device("meta"):  # shapes without memory: the tensors read take their places
         model = GPT(config, numerics)
+    if device.type != "cpu":  # where the tensors stay in their file
+        need = sum(tensor.nbytes for tensor in tensors.values())
+        require_memory(need, device, f"the model {source}", MODEL_ADVICE)
     state = {name: tensor.to(device) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=True, strict=False)
     if config.tie_word_embeddings:

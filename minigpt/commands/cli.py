@@ -8,8 +8,10 @@ is imported that needs PyTorch.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,7 +52,11 @@ MOST_THREADS = 1024
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            options = parse(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit:
+            print(end="", flush=True)  # the help
+            raise
         with leaving_at_once():
             import torch
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -64,12 +70,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MinigptError as error:
         say(f"minigpt: {error}")
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there yet
+            raise
+        say(f"minigpt: {out_of_memory(str(error))}")
+        return 2
     except KeyboardInterrupt:
         say("\ninterrupted")
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        drop_output()
+        say(f"minigpt: the output cannot be written ({error.strerror}): make room there")
+        return 2
+
+
+def out_of_memory(told: str) -> str:
+    """A sentence of the many that torch tells when a GPU is full."""
+    need = re.search(r"Tried to allocate ([\d.]+ \w+)", told)
+    free = re.search(r"of which ([\d.]+ \w+) is free", told)
+    needed = f"{need[1]} more were needed" if need else "more was needed"
+    return (
+        f"the device's memory is full ({needed}, {free[1] if free else 'too little'} free): take a "
+        f"smaller model, batch or dtype (--dtype bfloat16), or --device cpu"
+    )
+
+
+def drop_output() -> None:
+    """What is still to be written goes nowhere: Python tries again at its end, and complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from minigpt.commands.options import (
     Subcommands,
     add_command,
     model_options,
+    read_utf8,
     say,
     seed_option,
     special_option,
@@ -224,10 +225,9 @@ def tell(result: Generation, model: GPT) -> None:
 def read_prompt() -> str:
     if sys.stdin.isatty():
         say("type a prompt, then Ctrl-D:")
-    try:
         return sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise MinigptError(f"standard input is not {error.encoding} text: {error}") from error
+    text = read_utf8(sys.stdin.buffer.read(), "standard input")
+    return text.replace("\r\n", "\n").rstrip("\n")  # lines as a terminal ends them
 
 
 def write(pieces: minigpt.TextStream, prompt: str | None = None) -> Generation:

@@ -7,6 +7,7 @@ shape with random weights, for measuring and trying out what is not at hand.
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 
@@ -16,6 +17,7 @@ from minigpt.config import GPTConfig
 from minigpt.model import GPT
 from minigpt.support import checks
 from minigpt.support.errors import MinigptError
+from minigpt.support.memory import MODEL_ADVICE, require_memory
 from minigpt.support.wording import counted
 from minigpt.tokenizer import Tokenizer, byte_tokenizer
 
@@ -45,6 +47,8 @@ def random_model(
 ) -> GPT:
     """The model of "random:PRESET", in evaluation mode; its weights are the same every time."""
     config = GPTConfig.preset(source.removeprefix(RANDOM))
+    count = sum(map(math.prod, config.tensors().values()))
+    require_memory(count * (dtype or torch.float32).itemsize, device, source, MODEL_ADVICE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT(config, numerics).to(device, dtype or torch.float32)
@@ -75,15 +79,20 @@ def load_draft(source: str, options: argparse.Namespace) -> str | GPT:
     """What --draft names: "lookup", or a model, which may be wrong and so runs in fast numerics."""
     if source == "lookup":
         return source
-    device = device_named(options.device)
+    device = checks.device_named(options.device)  # which `load` has told
     if source.startswith(RANDOM):
         return random_model(source, None, device, "fast")
     return GPT.from_pretrained(source, None, device, "fast")
 
 
 def device_named(name: str) -> torch.device:
-    """What --device names; "meta" has no numbers to run a command on."""
+    """What --device names; "meta" has no numbers to run a command on.
+
+    What "auto" has found is told, where it is not the CPU.
+    """
     device = checks.device_named(name)
     if device.type == "meta":
         raise MinigptError(f"device {name!r} cannot be used here: it holds shapes without numbers")
+    if name == checks.AUTO and device.type != "cpu":
+        say(f"(on {device}, {torch.cuda.get_device_name(device)}; --device cpu for the CPU)")
     return device

@@ -7,12 +7,14 @@ options name is loaded in `models.py`.
 from __future__ import annotations
 
 import argparse
+import codecs
 import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minigpt.support.errors import MinigptError
 from minigpt.support.wording import meant
 
 if TYPE_CHECKING:
@@ -118,7 +120,9 @@ def precision_option(command: argparse.ArgumentParser) -> None:
 
 
 def device_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (default cpu)")
+    command.add_argument(
+        "--device", default="auto", help="cpu, cuda, mps, ... (default cuda if there is one)"
+    )
     threads_option(command, "CPU threads (default all; 1 for small models)")
 
 
@@ -128,6 +132,21 @@ def threads_option(command: argparse.ArgumentParser, about: str = "CPU threads")
 
 def seed_option(command: argparse.ArgumentParser, about: str = "same seed, same text") -> None:
     command.add_argument("--seed", type=int, default=0, metavar="N", help=f"{about} (default 0)")
+
+
+def read_utf8(content: bytes, name: str) -> str:
+    """The text of a file or a pipe, without the mark (BOM) that some editors begin it with.
+
+    In UTF-8 wherever we are: Python's own reading would depend on the locale.
+    """
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise MinigptError(
+            f"{name} is not UTF-8 text (byte {error.start} is {byte:#04x}): convert it to UTF-8, "
+            f"for example with iconv"
+        ) from error
 
 
 def special_option(command: argparse.ArgumentParser) -> None:

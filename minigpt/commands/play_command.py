@@ -94,7 +94,7 @@ def take_turn(session: Session, line: str) -> None:
 def reader() -> Callable[[], str]:
     """A function that asks for a line: with history and editing on a terminal."""
     if not sys.stdin.isatty():
-        return lambda: input()
+        return lambda: input().removeprefix("\ufeff").rstrip("\r")  # as other systems write
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory

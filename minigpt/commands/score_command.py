@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import minigpt
-from minigpt.commands.options import Subcommands, add_command, model_options, say
+from minigpt.commands.options import Subcommands, add_command, model_options, read_utf8, say
 from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
@@ -80,14 +80,9 @@ def read(file: str) -> str:
     name = "standard input" if file == "-" else file
     try:
         content = sys.stdin.buffer.read() if file == "-" else path_of(file).read_bytes()
-        text = content.decode("utf-8")
     except OSError as error:
         raise MinigptError(f"{name} cannot be read ({error}): give a text file, or -") from error
-    except UnicodeDecodeError as error:
-        raise MinigptError(
-            f"{name} is not UTF-8 text (byte {error.start} is {content[error.start]:#04x}): "
-            f"convert it to UTF-8"
-        ) from error
+    text = read_utf8(content, name)
     if not text:
         raise MinigptError(f"{name} is empty, needed text to score")
     return text

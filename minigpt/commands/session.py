@@ -6,6 +6,7 @@ new tokens are computed. Rewinding truncates the cache, branching forks it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from minigpt.generation.text import TextStream, stream_text
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
-from minigpt.support.wording import counted
+from minigpt.support.wording import counted, meant
 from minigpt.tokenizer import Tokenizer
 
 SETTINGS: dict[str, type] = {
@@ -30,9 +31,9 @@ SETTINGS: dict[str, type] = {
 }  # fmt: skip
 HELP = """what you type is added to the text, and the model goes on from there
   (empty line)       the model goes on
-  /rewind [N]        take back the last N turns (1)
+  /rewind [N]        take back the last N turns (1); /undo is the same
   /branch NAME       remember this point
-  /go NAME           go to a point remembered; /go alone lists them
+  /go NAME           go to a point remembered; /branches lists them
   /text              the text so far
   /cache             what the cache holds, and what it costs
   /compare           the next logits with the cache and without: same bits? how long?
@@ -193,6 +194,7 @@ class Session:
             MinigptError: for anything it does not understand; nothing has changed then.
         """
         name, *words = line[1:].split() or [""]
+        name = "rewind" if name == "undo" else name
         if name == "rewind" and len(words) <= 1:
             if words and not words[0].isdecimal():
                 raise MinigptError(f"/rewind takes a number of turns, found {words[0]!r}")
@@ -204,7 +206,7 @@ class Session:
         if name == "go" and len(words) == 1:
             self.go(words[0])
             return counted(len(self.tokens), "token")
-        if name == "go" and not words:
+        if name in ("go", "branches") and not words:
             return (
                 "\n".join(
                     f"{name}: {counted(len(tokens), 'token')}"
@@ -220,4 +222,9 @@ class Session:
         if not words and name in ("text", "cache", "compare", "help"):
             show = {"text": lambda: self.text, "cache": self.draw, "compare": self.compare}
             return show[name]() if name in show else HELP
-        raise MinigptError(f"{line!r} is no command: /help lists them")
+        usage = {
+            known.split()[0]: known for known in re.findall(r"^  (/.*?)  ", HELP, re.MULTILINE)
+        }
+        if f"/{name}" in usage:
+            raise MinigptError(f"{line!r} is no command, needed {usage[f'/{name}']}")
+        raise MinigptError(f"{line!r} is no command{meant('/' + name, usage)}: /help lists them")

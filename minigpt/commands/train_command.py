@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
     from minigpt.tokenizer_settings import END_OF_TEXT
     from minigpt.training.curves import draw
     from minigpt.training.loop import claim, train
+    from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
     from minigpt.training.sources import Problems, Text, open_source, starting_model
     from minigpt.training.summary import summarise
@@ -109,10 +110,12 @@ def run(options: argparse.Namespace) -> int:
         report = say_beside_bars if first else lambda line: None
         if first:
             claim(directory, bool(options.resume))
+        if config.compile:
+            require_compiler(ours.device)  # before text is tokenized, which may take minutes
         source = open_source(config, options.cache)
         if isinstance(source, Text):
-            found = counted(source.corpus.documents, "document")
-            report(f"{config.data}: {found} ({END_OF_TEXT} ends one inside a file)")
+            documents = counted(source.corpus.documents, "document")
+            report(f"{config.data}: {documents} ({END_OF_TEXT} ends one inside a file)")
         model = starting_model(config, source)
         config = as_it_runs(config, model.config)
         report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear
+from minigpt.numerics.calls import TILE
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, pack
 from minigpt.numerics.place import Place
+from minigpt.numerics.probe_numbers import Draw
 
-TILE = 16  # rows in the reference call
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # rows a call may have, once certified
 PROBE_LIMIT = 2.5e9  # multiplications in the largest call probed; wider ones gain nothing more
 
@@ -106,7 +107,7 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
     of threads. For small weights the plain one is quicker, and is taken if it is as steady.
     """
     with torch.no_grad():
-        draw, probes = _Draw(shape.place), []
+        draw, probes = Draw(shape.place), []
         for _ in range(-(-ENOUGH // shape.n_out)):  # few columns tell little, so draw again
             probes.append(_LinearProbe(shape, draw))
         names = [name for name in ("packed", "plain") if name in probes[0].calls]
@@ -154,7 +155,7 @@ ENOUGH = 128  # columns, of all draws together
 class _LinearProbe:
     """A weight, a bias and `TILE` rows on which another order of summation shows."""
 
-    def __init__(self, shape: LinearShape, draw: _Draw) -> None:
+    def __init__(self, shape: LinearShape, draw: Draw) -> None:
         self.place = shape.place
         columns = min(shape.n_out, 2 * ENOUGH - 1)  # the rest repeats them: quicker to make
         self.rows, weight = draw.telling_product(TILE, shape.n_in, columns)
@@ -236,14 +237,14 @@ def packed_works(n_in: int, n_out: int, place: Place) -> bool:
     """
     with torch.no_grad():
         few = min(n_out, 4096)  # how threads share the work does not change beyond
-        probe = _LinearProbe(LinearShape(n_in, few, False, False, place), _Draw(place))
+        probe = _LinearProbe(LinearShape(n_in, few, False, False, place), Draw(place))
         return "packed" in probe.calls and probe.refer_to("packed")
 
 
 @cache
 def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
     """The numbers of rows for which a norm or an activation does what it does to one row."""
-    draw = _Draw(shape.place)
+    draw = Draw(shape.place)
     call: Callable[[Tensor], Tensor]
     if shape.name == "layer_norm":
         weight, bias = draw.normal(shape.width), draw.normal(shape.width)
@@ -280,7 +281,7 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     single query's head to one multiprocessor of many.)
     """
     with torch.no_grad():
-        draw = _Draw(shape.place)
+        draw = Draw(shape.place)
         for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
             stages = list(_attention_stages(kernel, shape, draw))
             references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
@@ -305,7 +306,7 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
 Stage = tuple[Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor]]
 
 
-def _attention_stages(kernel: str, shape: AttentionShape, draw: _Draw) -> Iterator[Stage]:
+def _attention_stages(kernel: str, shape: AttentionShape, draw: Draw) -> Iterator[Stage]:
     """Calls that would show another order of summation: for one sequence, their rows (1, H, TILE,
     numbers), and the same for a batch.
 
@@ -408,51 +409,3 @@ class _threads:
     def __exit__(self, *_: object) -> None:
         if self.count != self.before:
             torch.set_num_threads(self.before)
-
-
-class _Draw:
-    """Numbers for a probe, from a generator of its own: the user's seeds are not touched."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.generator = torch.Generator().manual_seed(0)
-
-    def normal(self, *shape: int) -> Tensor:
-        x = torch.randn(shape, generator=self.generator)
-        return x.to(self.place.device, self.place.dtype)
-
-    def telling_product(self, rows: int, width: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Two matrices to multiply. Half of the columns cancel; sums of two or three terms leave
-        nothing to see of that, so the other half are ordinary numbers."""
-        x, w = self.cancelling(rows, width, columns)
-        w[:, 1::2] = self.normal(width, len(range(1, columns, 2)))
-        return x, w
-
-    def cancelling(self, rows: int, width: int, columns: int) -> tuple[Tensor, Tensor]:
-        """(rows, width) and (width, columns) whose product is zero, but for rounding.
-
-        Every term of every sum meets its negative somewhere else in the sum, so what comes out is
-        the rounding errors alone. Another order of summation makes other errors, and here they are
-        not hidden behind a large result: half precision would round them away.
-        """
-        half = width // 2
-        order = torch.randperm(half, generator=self.generator).to(self.place.device)
-        x, w = 4 * self.normal(rows, half), 4 * self.normal(half, columns)
-        rest_x, rest_w = self.normal(rows, width % 2), w.new_zeros(width % 2, columns)
-        return torch.cat([x, -x[:, order], rest_x], 1), torch.cat([w, w[order], rest_w])
-
-    def telling(self, function: Callable[[Tensor], Tensor], count: int) -> Tensor:
-        """`count` inputs at which scalar and vector code of an elementwise function differ, if any.
-
-        A strided input goes through scalar code. In half precision every number there is is tried.
-        """
-        if self.place.dtype.itemsize == 2:
-            bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-            candidates = bits.view(self.place.dtype)
-            candidates = candidates[candidates.isfinite()].to(self.place.device)
-        else:
-            candidates = 3 * self.normal(2**16)
-        strided = torch.stack([candidates, candidates], 1)[:, 0]
-        differ = candidates[function(strided) != function(candidates)]
-        found = differ if len(differ) else candidates
-        return found.repeat(-(-count // len(found)))[:count].contiguous()

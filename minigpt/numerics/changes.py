@@ -33,11 +33,12 @@ def weights_in(model: nn.Module) -> list[Tensor]:
     Written out because it runs before every pass: `model.parameters()` takes five times as long.
     """
     found: list[Tensor | None] = []
-    modules = [model]
+    modules: list[nn.Module | None] = [model]
     for module in modules:  # it grows
-        found += module._parameters.values()
-        found += module._buffers.values()
-        modules += [part for part in module._modules.values() if part is not None]
+        if module is not None:
+            found += module._parameters.values()
+            found += module._buffers.values() if module._buffers else ()
+            modules += module._modules.values() if module._modules else ()
     return [weight for weight in found if weight is not None]
 
 
@@ -45,9 +46,9 @@ class Glance:
     """What is seen of weights without reading them all."""
 
     def __init__(self, weights: list[Tensor]) -> None:
-        count_fused_steps()
         self.places = [weight.data_ptr() for weight in weights]
-        self.versions = [version(weight) for weight in weights]
+        self.versions = versions(weights)
+        self.counted = not any(map(Tensor.is_inference, weights))
         # An address that came free may be given out again, so the memory must still be there too.
         self.memory = [ref(weight.untyped_storage()) for weight in weights]
 
@@ -56,15 +57,22 @@ class Glance:
         memory = map(Tensor.untyped_storage, weights)
         return (
             self.places == [weight.data_ptr() for weight in weights]
-            and self.versions == [version(weight) for weight in weights]
             and all(map(is_, memory, [held() for held in self.memory]))
+            # The memory is the same, and so torch counts for it or does not, as before.
+            and self.versions
+            == ([weight._version for weight in weights] if self.counted else versions(weights))
         )
 
 
-def version(weight: Tensor) -> int | bytes:
-    """How often it was changed in place; or some of its numbers, where torch does not count."""
-    if not weight.is_inference():
-        return weight._version
+def versions(weights: list[Tensor]) -> list[int] | list[bytes | int]:
+    """How often each was changed in place; or some of its numbers, where torch does not count."""
+    count_fused_steps()
+    if any(map(Tensor.is_inference, weights)):
+        return [_some(weight) if weight.is_inference() else weight._version for weight in weights]
+    return [weight._version for weight in weights]
+
+
+def _some(weight: Tensor) -> bytes:
     numbers = weight.detach().flatten()
     some = numbers[:: 1 + len(numbers) // SAMPLE].contiguous()
     return bytes(some.view(torch.uint8).tolist())

@@ -1,5 +1,4 @@
-"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else; in one
-long file, because the promise and every way of keeping it belong side by side.
+"""Exact numerics: a row's bits depend on its own numbers and its position, on nothing else.
 
 Why bits differ at all. A product row · column is a long sum, and floating-point addition is not
 associative: (a + b) + c and a + (b + c) round differently. A library picks the order of each sum
@@ -57,9 +56,9 @@ from minigpt.numerics.base import (
     records_gradients,
     whole_blocks,
 )
+from minigpt.numerics.calls import in_calls, padded, plan
 from minigpt.numerics.certificates import (
     ATTENTION,
-    TILE,
     AttentionCalls,
     AttentionShape,
     LinearShape,
@@ -240,9 +239,9 @@ def _attend_in_block(
             mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
         if dropout > 0:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-            y = F.scaled_dot_product_attention(_padded(part, size, 2), k, v, mask, dropout)
+            y = F.scaled_dot_product_attention(padded(part, size, 2), k, v, mask, dropout)
         else:
-            y = ATTENTION[calls.kernel](_padded(part, size, 2), k, v, mask, scale)
+            y = ATTENTION[calls.kernel](padded(part, size, 2), k, v, mask, scale)
         done.append(y if take == size else y[:, :, :take])
         offset += take
     return done[0] if len(done) == 1 else torch.cat(done, 2)
@@ -296,54 +295,7 @@ def _compiling() -> bool:
     return callback is not None and callback is not False
 
 
-# --- cutting rows into calls ------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
-def plan(rows: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Cut `rows` rows into calls of these sizes: pairs (rows taken, size of the call).
-
-    Few rows, or a nearly full call, are padded up to the next size; otherwise the largest size that
-    fits goes first. With no size to choose from, each row goes alone into a call of `TILE`.
-    """
-    calls = []
-    while rows:
-        above = min((size for size in sizes if size >= rows), default=None)
-        below = max((size for size in sizes if size <= rows), default=None)
-        if above is not None and (below is None or above <= max(64, 1.25 * rows)):
-            calls.append((rows, above))
-            break
-        take, size = (below, below) if below is not None else (1, TILE)
-        calls.append((take, size))
-        rows -= take
-    return calls
-
-
-def in_calls(rows: Tensor, call: Callable[[Tensor], Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """call(rows) for (N, width) rows, in calls of these sizes only."""
-    count = rows.shape[0]
-    cuts = plan(count, sizes)
-    if len(cuts) == 1:
-        ((_, size),) = cuts
-        return call(rows) if size == count else call(_padded(rows, size, 0))[:count]
-    done, offset = [], 0
-    for take, size in cuts:
-        done.append(call(_padded(rows[offset : offset + take], size, 0))[:take])
-        offset += take
-    return torch.cat(done)
-
-
-def _padded(rows: Tensor, size: int, dim: int) -> Tensor:
-    """Fill up to `size` with copies of the last row, which nobody will read."""
-    count = rows.shape[dim]
-    if count == size:
-        return rows
-    shape = list(rows.shape)
-    if count == 1:
-        shape[dim] = size
-        return rows.expand(shape).contiguous()
-    shape[dim] = size - count
-    return torch.cat([rows, rows.narrow(dim, -1, 1).expand(shape)], dim)
+# --- masks ----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)

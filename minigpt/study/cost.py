@@ -22,6 +22,7 @@ from minigpt.config import PRESETS, GPTConfig
 from minigpt.support.checks import path_of, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.tables import table
+from minigpt.support.wording import counted
 
 PARTS = {  # by what a parameter's name holds
     "wte.": "token embeddings",
@@ -94,8 +95,9 @@ class Inspection:
             on_disk = self.total * _bytes_per_number(self.stored)
             narrow = [f"stored in {self.stored} ({on_disk:,} bytes), computed with in {self.dtype}"]
         lines = [
-            f"{self.source}: {c.n_layer} layers, {c.n_head} heads{grouped} of {c.head_dim}, "
-            f"width {c.n_embd}, context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
+            f"{self.source}: {counted(c.n_layer, 'layer')}, "
+            f"{counted(c.n_head, 'head')}{grouped} of {c.head_dim}, width {c.n_embd}, "
+            f"context {c.n_positions:,}, vocabulary {c.vocab_size:,}",
             *narrow,
             "",
             table(("parameters", "number", "share", f"bytes ({self.dtype})"), parts),

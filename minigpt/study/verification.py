@@ -24,6 +24,7 @@ from minigpt.support.checks import is_whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 from minigpt.support.tables import table
+from minigpt.support.wording import counted
 
 Progress = Callable[[str], object]
 
@@ -68,8 +69,8 @@ class Report:
             for check in self.checks
         ]
         lines = [
-            f"{self.numerics} numerics, {self.dtype} on {self.device}, {self.threads} threads, "
-            f"{self.positions} positions",
+            f"{self.numerics} numerics, {self.dtype} on {self.device}, "
+            f"{counted(self.threads, 'thread')}, {counted(self.positions, 'position')}",
             "",
             table(("cached against uncached", *headings), rows),
         ]
@@ -81,7 +82,7 @@ class Report:
             )
         elif self.equal:
             lines.append(
-                f"logits equal: yes, bit for bit ({self.positions:,} positions, "
+                f"logits equal: yes, bit for bit ({counted(self.positions, 'position')}, "
                 f"{self.comparisons:,} comparisons)"
             )
         else:

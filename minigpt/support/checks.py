@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+AUTO = "auto"  # a device: the best there is
+
+
 def listed(values: Iterable[Any] | Tensor, name: str = "", needed: str = "a list") -> list[Any]:
     """A list of what is in a list, a range, a tensor or an array.
 
@@ -84,13 +87,20 @@ def path_of(place: str | Path) -> Path:
 
 
 def device_named(name: str | torch.device) -> torch.device:
-    """A device of this machine.
+    """A device of this machine; "auto" is "cuda" where there is such a GPU, and else "cpu".
 
     Raises:
         MinigptError: for one that is not there, or that torch was not built for.
     """
     import torch  # here: checks are also made where torch is not needed, and it takes a second
 
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MinigptError(
+            "device 'mps' cannot be used here: it is the GPU of a Mac with Apple's own chip, and "
+            "needs macOS 12.3 or newer"
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

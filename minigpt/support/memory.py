@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.support.errors import MinigptError
+
 LARGE = 2**20  # bytes
+MODEL_ADVICE = "take a smaller model or dtype (--dtype bfloat16), or another device"
 ALIGNED = 64  # bytes: a cache line, as torch aligns its own
 
 
@@ -26,6 +29,17 @@ def available_memory(device: torch.device) -> int | None:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
     return _proc("meminfo", "MemAvailable") if device.type == "cpu" else None
+
+
+def require_memory(need: int, device: torch.device, what: str, advice: str) -> None:
+    """Refuse what needs more bytes than are free on a device, if it tells.
+
+    Raises:
+        MinigptError: then, with both numbers.
+    """
+    free = available_memory(device)
+    if free is not None and need > free:
+        raise MinigptError(f"{what} needs {need:,} bytes, and {device} has {free:,} free: {advice}")
 
 
 def process_memory(peak: bool = False) -> int | None:

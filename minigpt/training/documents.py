@@ -27,6 +27,8 @@ STORIES_SEED = 1
 STORIES_AT_ONCE = 2_000  # in one share of the work
 FEW_SHARES = 10  # up to which one process writes them all
 
+BOM = "\ufeff"  # a mark that some editors begin a file with; it is no part of the text
+
 Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
         if path.suffix == ".jsonl":
             yield from (iter([text]) for text in _json_lines(path))
         else:
+            if path.suffix == ".json":
+                _refuse_array(path)
             yield from map(_whole_words, _parted(_decoded(path, piece)))
 
 
@@ -159,18 +163,30 @@ def _read(path: Path, piece: int = PIECE) -> Iterator[bytes]:
         raise MinigptError(f"{path} cannot be read ({error}): check its permissions") from error
 
 
+def _refuse_array(path: Path) -> None:
+    """Refuse a JSON array: learning its brackets and quotes is hardly what is meant."""
+    if next(_read(path), b"").lstrip(BOM.encode() + b" \t\r\n").startswith(b"["):
+        raise MinigptError(
+            f'{path} is a JSON array, needed text or a .jsonl file: write an object with a "text" '
+            f"on each line, as `jq -c '.[]'` does, into a file that ends in .jsonl"
+        )
+
+
 def _decoded(path: Path, piece: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     read = 0  # bytes before what the decoder has in hand
+    begun = False
     for chunk in chain(_read(path, piece), [b""]):
         waiting = len(decoder.getstate()[0])  # of a character that the last chunk cut
         try:
-            yield decoder.decode(chunk, final=not chunk)
+            text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             raise MinigptError(
                 f"byte {read - waiting + error.start} of {path} is no UTF-8, needed UTF-8 text: "
-                f"convert the file, for example with iconv"
+                f"convert the file, for example with iconv, or take it away if it is no text"
             ) from None
+        yield text if begun else text.removeprefix(BOM)
+        begun = begun or bool(text)
         read += len(chunk)
 
 
@@ -194,9 +210,11 @@ def _json_lines(path: Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                text = json.loads(line.decode("utf-8"))["text"]
+                text = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))["text"]
                 text.encode()  # JSON may spell half of a character, such as \ud800
             except (ValueError, KeyError, TypeError, AttributeError):
+                if number == 1:
+                    _refuse_array(path)
                 raise MinigptError(
                     f'line {number} of {path} is not a JSON object with a "text" in UTF-8, needed '
                     f"one on each line: correct or remove it"

@@ -29,6 +29,7 @@ from minigpt.generation.text import only_spelled
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
 from minigpt.numerics.half_precision import TrainingOps
+from minigpt.support.checks import device_named
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, write_text
 from minigpt.training import lora
@@ -36,6 +37,7 @@ from minigpt.training.curves import Log
 from minigpt.training.data import IGNORED
 from minigpt.training.interruption import interrupts
 from minigpt.training.losses import cross_entropy, evaluate, uncompiled
+from minigpt.training.needs import require_compiler, require_room
 from minigpt.training.parallel import Processes, gather, without_exchange
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Source
@@ -85,7 +87,7 @@ def train(
             full, or the loss is no longer a number. The last checkpoint is then as it was.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
-    directory, processes = Path(directory), processes or Processes(torch.device(config.device))
+    directory, processes = Path(directory), processes or Processes(device_named(config.device))
     writes = processes.rank == 0
     with ExitStack() as stack:
         if writes:
@@ -206,6 +208,9 @@ class Run:
             saved.restore_weights(model)
 
         # How it is computed: on which devices, in what precision, compiled or not.
+        if config.compile:
+            require_compiler(processes.device)
+        require_room(model, processes.device, processes.count if config.shard else 1)
         model.train().numerics = "fast"
         set_ops(model, TrainingOps())
         self.network = processes.wrap(model, config.shard)

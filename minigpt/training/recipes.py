@@ -80,7 +80,7 @@ class TrainConfig:
     clip: float = setting(1.0, "largest norm of all gradients together; 0: any")
     seed: int = setting(1, "of the weights, the windows, the dropout and the task's problems")
     # How to compute them
-    device: str = setting("cpu", "cpu, cuda, mps, ...", (), True)
+    device: str = setting("auto", "cpu, cuda, mps, ...; auto: cuda if there is one", (), True)
     precision: str = setting("float32", "of products; the weights stay in float32", PRECISIONS)
     compile: bool = setting(False, "compile the blocks: a slow first step, then faster ones")
     recompute: bool = setting(False, "compute activations again going back, to save memory")

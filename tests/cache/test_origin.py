@@ -92,11 +92,12 @@ class TestTheFingerprint:
         gc.collect()
         assert changed.fingerprint is gone.fingerprint is None
 
-    def test_reading_sees_what_is_written_through_data(self, model):
+    def test_reading_sees_a_single_number_written_through_data(self, model):
         before = revision(model, read=True)
         model.wte.weight.data[3, 3] += 1
         assert revision(model) is before  # not at a glance
         assert revision(model, read=True) is not before
+        assert before.model is None
 
 
 def filled(model: GPT, text, kind: str = "static") -> KVCache:
@@ -120,6 +121,8 @@ CHANGES = {
         {name: weight + 1 for name, weight in model.state_dict().items()}
     ),
     "a conversion and back": lambda model: model.half().float(),
+    "a matrix, through data": lambda model: model.h[1].mlp.c_proj.weight.data.mul_(1.5),
+    "a head, through data": lambda model: model.h[0].attn.c_attn.weight.data[:, :16].zero_(),
     "8 bits": quantize,
     "a step": lambda model: train(model, fused=False),
     "a fused step": lambda model: train(model, fused=True),

@@ -423,6 +423,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "huge": (overwrite("config.json", b'{"n_layer": 999999999}'), "n_layer is 999999999, needed"),
     "large": (overwrite("config.json", b'{"vocab_size": 16777216}'), "do not fit"),
     "cut short": (cut_short, "is not a whole safetensors file"),
+    "not fetched": (
+        overwrite("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1"),
+        "is a pointer of git-lfs, not the weights: run `git lfs pull` in ",
+    ),
     "0 bytes": (overwrite("model.safetensors", b""), "is not a whole safetensors file"),
     "garbled": (overwrite("model.safetensors", b"x" * 99), "is not a whole safetensors file"),
     "a folder": (put_a_folder_for_the_weights, "is not a whole safetensors file"),

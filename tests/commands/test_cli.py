@@ -101,8 +101,16 @@ class TestGenerate:
         assert written[0] == PROMPT
         assert len(set(map(len, written))) > 10
 
+    @pytest.mark.parametrize(
+        "typed", [b"\xef\xbb\xbfThe fox\n", b"The fox\r\n", b"The fox"], ids=["BOM", "CRLF", "bare"]
+    )
+    def test_reads_what_other_systems_write(self, run, directory, monkeypatch, typed):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        _, out, _ = run("generate", "--temperature", "0", "--max-new-tokens", "8")
+        assert out == continued(directory, "The fox", 8) + "\n"
+
     def test_reads_the_prompt_from_standard_input(self, run, directory, monkeypatch):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("The fox\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The fox\n")))
         code, out, _ = run("generate", "--temperature", "0", "--max-new-tokens", "8")
         assert code == 0
         assert out == continued(directory, "The fox", 8) + "\n"
@@ -738,7 +746,7 @@ class TestAMistake:
         pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", pipe)
         sentence = told("generate", "--model", str(directory))
-        assert sentence.startswith("standard input is not utf-8 text: ")
+        assert sentence.startswith("standard input is not UTF-8 text (byte 3 is 0xe9): convert it")
 
     def test_in_what_to_train(self, told, tmp_path):
         (tmp_path / "file").write_text("")
@@ -822,3 +830,29 @@ def test_a_reader_that_leaves_early_is_no_error(directory, arguments):
             stdout=closed_pipe, stderr=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("arguments", [("generate", "--prompt", "x"), ("inspect",)])
+def test_a_full_disk_costs_one_sentence(directory, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt", *arguments, "--model", directory],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "minigpt: the output cannot be written (No space left on device): make room there\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe whose reader has gone is another error there")
+def test_help_for_a_reader_that_leaves_early_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed_pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt", "generate", "--help"],
+            stdout=closed_pipe, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

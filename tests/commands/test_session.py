@@ -139,6 +139,8 @@ def test_stopping_a_turn_keeps_what_was_written(session):
         ("/go", "no branches yet"),
         ("/help", "take back the last N turns"),
         ("/rewind", "0 tokens left"),
+        ("/undo", "0 tokens left"),
+        ("/branches", "no branches yet"),
         ("/compare", "logits equal: yes"),
     ],
 )
@@ -150,9 +152,11 @@ def test_commands_say_what_they_did(session, line, shown):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("/nope", "'/nope' is no command: /help lists them"),
+        ("/x", "'/x' is no command: /help lists them"),
         ("/", "'/' is no command"),
-        ("/cache now", "'/cache now' is no command"),
+        ("/cache now", "'/cache now' is no command, needed /cache"),
+        ("/branch", "'/branch' is no command, needed /branch NAME"),
+        ("/comapre", "'/comapre' is no command, did you mean '/compare'"),
         ("/rewind 3", "cannot rewind 3 turns: there were 1"),
         ("/rewind x", "/rewind takes a number of turns, found 'x'"),
         ("/go there", "there is no branch 'there'"),

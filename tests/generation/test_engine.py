@@ -42,9 +42,9 @@ def every_choice(seen):
     """Append the logits of each choice to `seen`."""
     choose = Sampler.choose
 
-    def spy(self, logits, generator, history=()):
+    def spy(self, logits, *rest):
         seen.append(logits.clone())
-        return choose(self, logits, generator, history)
+        return choose(self, logits, *rest)
 
     Sampler.choose = spy
     try:
@@ -363,9 +363,9 @@ def test_a_callback_may_submit_and_cancel_but_not_step(exact, prompts):
     assert third.finish_reason == "error" and "in the middle of a step" in str(third.error)
 
 
-@pytest.mark.parametrize("where", ["on_token", "on_logits"])
+@pytest.mark.parametrize("where", ["on_token", "on_logits", "logits_processor"])
 def test_an_exception_in_a_callback_ends_its_request_only(exact, prompts, where):
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("mine")
 
     engine = Engine(exact)

@@ -167,7 +167,7 @@ class TestACertificate:
     def test_for_bags_a_term_too_long_or_too_short(self):
         place = Place.here(torch.float32, torch.device("cpu"))
         shape = LinearShape(768, 64, by_column=False, has_bias=True, place=place)
-        probe = certificates._LinearProbe(shape, certificates._Draw(place))
+        probe = certificates._LinearProbe(shape, certificates.Draw(place))
         for length in (128, 192, 768):
 
             def in_chains(rows, length=length):

@@ -186,10 +186,10 @@ class TestPlan:
         cuts = exact.plan(rows, tuple(allowed))
         assert sum(take for take, _ in cuts) == rows
         assert all(take <= size for take, size in cuts)
-        assert {size for _, size in cuts} <= (allowed or {exact.TILE})
+        assert {size for _, size in cuts} <= (allowed or {certificates.TILE})
 
     def test_with_nothing_allowed_each_row_goes_alone(self):
-        assert exact.plan(3, ()) == [(1, exact.TILE)] * 3
+        assert exact.plan(3, ()) == [(1, certificates.TILE)] * 3
 
     def test_a_few_rows_are_padded_and_many_are_not(self):
         assert exact.plan(5, (1, 8, 16)) == [(5, 8)]

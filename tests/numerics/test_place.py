@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
+from minigpt.numerics import exact as exact_numerics
 from minigpt.numerics.place import Place, one_place
 
 CPU = torch.device("cpu")
@@ -47,6 +49,52 @@ def test_every_switch_that_chooses_kernels_counts(switch):
     finally:
         switch(True)
     assert here() is before
+
+
+CUDA_SWITCHES = [
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    (torch.backends.cudnn, "enabled"),
+    (torch.backends.cudnn, "benchmark"),
+    (torch.backends.cudnn, "deterministic"),
+    (torch.backends.cudnn, "allow_tf32"),
+]
+
+
+@pytest.mark.parametrize(("home", "name"), CUDA_SWITCHES, ids=lambda part: str(part))
+def test_every_switch_of_cuda_counts_there_and_not_on_the_cpu(home, name):
+    """Asked without a GPU: a place is what is set, whoever computes."""
+    cuda = partial(Place.here, torch.bfloat16, torch.device("cuda"))
+    before, on_cpu, value = cuda(), here(), getattr(home, name)
+    setattr(home, name, not value)
+    try:
+        assert cuda() is not before
+        assert here() is on_cpu
+    finally:
+        setattr(home, name, value)
+    assert cuda() is before
+
+
+def test_another_setting_asks_for_new_certificates(exact, text, monkeypatch):
+    asked = []
+    certify = exact_numerics.certified_calls
+
+    def spy(shape):
+        asked.append(shape.place)
+        return certify(shape)
+
+    monkeypatch.setattr(exact_numerics, "certified_calls", spy)
+    exact(text(1, 20))
+    before, on = set(asked), torch.backends.mkldnn.enabled
+    asked.clear()
+    torch.backends.mkldnn.enabled = not on
+    try:
+        exact(text(1, 20))
+    finally:
+        torch.backends.mkldnn.enabled = on
+    assert before
+    assert asked
+    assert not before & set(asked)
 
 
 def test_a_pass_asks_once_and_each_thread_for_itself(threads):

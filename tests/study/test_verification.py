@@ -281,3 +281,10 @@ class TestUlpDistance:
         a, b = torch.randn(2, 5, 4)
         assert torch.equal(ulp_distance(a, b), ulp_distance(b, a))
         assert torch.equal(ulp_distance(a.T, b.T), ulp_distance(a, b).T)
+
+
+def test_one_thread_is_told_in_the_singular(exact, threads):
+    threads(1)
+    assert ", 1 thread, 12 positions" in str(verify(exact, list(range(12))))
+    threads(2)
+    assert ", 2 threads, 12 positions" in str(verify(exact, list(range(12))))

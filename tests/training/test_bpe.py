@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import pytest
 
 from minigpt import MinigptError, Tokenizer
-from minigpt.training.bpe import train_bpe
+from minigpt.training.bpe import LONGEST, train_bpe
 from minigpt.training.grammar import stories
 
 
@@ -66,3 +67,21 @@ def test_without_the_library_training_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MinigptError, match=r"minigpt\[train\]"):
         train_bpe(["a"], 300)
+
+
+def test_a_text_without_a_white_space_is_learned_in_pieces():
+    rng = random.Random(0)
+    text = "".join(rng.choices("ACGT", k=200_000))  # in one piece it takes minutes
+    learned = train_bpe([text], 600)
+    assert learned.n_vocab == 600
+    ids = learned.encode(text[:20_000])
+    assert learned.decode(ids) == text[:20_000]
+    assert len(ids) < 20_000 / 3.5
+
+
+@pytest.mark.parametrize(("length", "whole"), [(LONGEST, True), (LONGEST + 1, False)])
+def test_only_words_longer_than_the_limit_are_cut(length, whole):
+    learned = train_bpe(["a" * length + " "] * 9, 256 + length + 1)
+    longest = max(len(learned.decode_bytes([i])) for i in range(learned.n_vocab - 1))
+    assert longest == LONGEST
+    assert (len(learned.encode("a" * length)) == 1) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -388,6 +389,35 @@ def test_bytes_that_are_no_utf8_are_named_by_their_place(make_file, bad, piece):
     with pytest.raises(MinigptError, match=r"byte 5 of .+latin\.txt is no UTF-8"):
         for document in read_documents(path, piece):
             list(document)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 2**20])
+@pytest.mark.parametrize("text", ["one two", "a\ufeffb", "\ufeff\ufeff", "a"])
+def test_the_mark_that_a_file_may_begin_with_is_no_text(make_file, text, piece):
+    path = make_file("marked.txt", codecs.BOM_UTF8 + text.encode())
+    assert "".join(p for document in read_documents(path, piece) for p in document) == text
+    path = make_file("marked.jsonl", codecs.BOM_UTF8 + json.dumps({"text": text}).encode())
+    assert ["".join(document) for document in read_documents(path)] == [text]
+
+
+@pytest.mark.parametrize("name", ["texts.json", "texts.jsonl"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8 + b"\n "])
+def test_a_json_array_is_told_from_lines(make_file, cache, name, mark):
+    path = make_file(name, mark + b'[{"text": "one"},\n {"text": "two"}]')
+    with pytest.raises(MinigptError, match=rf"{name} is a JSON array, needed text or a \.jsonl"):
+        prepare(path, "byte", cache)
+
+
+def test_json_that_is_no_array_is_text(make_file):
+    documents = read_documents(make_file("one.json", '{"a": [1, 2]}'))
+    assert ["".join(document) for document in documents] == ['{"a": [1, 2]}']
+
+
+def test_a_picture_among_the_texts_is_named(make_file, tmp_path, cache):
+    folder = make_file("texts/a.txt", "one two three").parent
+    make_file("texts/b.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    with pytest.raises(MinigptError, match=r"byte 0 of .+b\.png is no UTF-8.+if it is no text"):
+        prepare(folder, "byte", cache)
 
 
 @pytest.mark.parametrize(
