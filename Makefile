@@ -58,16 +58,10 @@ gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eigh
 notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-check-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
-	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
-
-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
+check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
 	$(BIN)/python notebooks/check.py $(ARGS)
 
-write-gpu-check: .venv/.has-bench ## on an NVIDIA GPU: is it exact, and how fast? eight minutes, one file to send in
-	$(BIN)/python -m minigpt.bench.gpu_check --out gpu-check $(ARGS)
-
-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
+write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)
 
 picture: .venv/.has-core ## draw README's picture: the live page in Chromium
