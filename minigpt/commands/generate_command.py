@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # at run time they come with the model: they need PyTorch, an
 POLICIES = ("stop", "reprefill")  # the library's, see `options.py`
 EXAMPLES = (
     'minigpt generate --prompt "Once upon a time" --seed 12',
-    'minigpt generate --prompt "The fox" --samples 3 --temperature 1',
     "minigpt generate --prompts prompts.jsonl --out texts.jsonl",
 )
 

@@ -61,7 +61,11 @@ CUDA_SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize(("home", "name"), CUDA_SWITCHES, ids=lambda part: str(part))
+@pytest.mark.parametrize(
+    ("home", "name"),
+    CUDA_SWITCHES,
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
 def test_every_switch_of_cuda_counts_there_and_not_on_the_cpu(home, name):
     """Asked without a GPU: a place is what is set, whoever computes."""
     cuda = partial(Place.here, torch.bfloat16, torch.device("cuda"))
