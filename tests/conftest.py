@@ -96,9 +96,9 @@ def logits_seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     choose = Sampler.choose
 
-    def spy(self, logits, generator, history=()):  # type: ignore[no-untyped-def]
+    def spy(self, logits, *rest):  # type: ignore[no-untyped-def]
         seen.append(logits.clone())
-        return choose(self, logits, generator, history)
+        return choose(self, logits, *rest)
 
     monkeypatch.setattr(Sampler, "choose", spy)
     return seen

@@ -30,9 +30,9 @@ def test_each_rows_text_is_its_own(exact, prompts, kind, sampling):
 def test_each_rows_logits_are_its_own_to_the_bit(exact, prompts, monkeypatch):
     seen, choose = {}, Sampler.choose
 
-    def spy(self, logits, generator, history=()):
+    def spy(self, logits, generator, history=(), *rest):
         seen.setdefault((generator.initial_seed(), len(history)), []).append(logits.clone())
-        return choose(self, logits, generator, history)
+        return choose(self, logits, generator, history, *rest)
 
     monkeypatch.setattr(Sampler, "choose", spy)
     generate_batch(exact, prompts, 10, temperature=1.0)
