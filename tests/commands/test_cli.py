@@ -281,9 +281,12 @@ class TestGenerate:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_runs_in_the_dtype_and_numerics_asked_for(self, run, monkeypatch, dtype):
         seen, choose = [], Sampler.choose
-        monkeypatch.setattr(
-            Sampler, "choose", lambda self, x, g, h: seen.append(x.dtype) or choose(self, x, g, h)
-        )
+
+        def spy(self, logits, *rest):
+            seen.append(logits.dtype)
+            return choose(self, logits, *rest)
+
+        monkeypatch.setattr(Sampler, "choose", spy)
         code, _, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "3",
                            "--dtype", dtype, "--numerics", "fast")  # fmt: skip
         assert code == 0
@@ -759,7 +762,7 @@ class TestAMistake:
             (b"long enough " * 99, ("--tokenizer", "words"), "tokenizer is 'words', needed 'char'"),
             (b"long enough " * 99, ("--preset", "huge"), "no recipe is called 'huge'"),
             (b"long enough " * 99, ("--config", "none.toml"), "none.toml "),
-            (b"long enough " * 99, ("--from", "{model}", "--freeze", "x"), "freeze names 'x'"),
+            (b"long enough " * 2999, ("--from", "{model}", "--freeze", "x"), "freeze names 'x'"),
         ],
     )  # fmt: skip
     def test_in_the_data_to_train_on(self, capsys, directory, tmp_path, content, options, sentence):
@@ -767,7 +770,8 @@ class TestAMistake:
         file.write_bytes(content)
         options = [option.format(model=directory) for option in options]
         places = ("--data", str(file), "--cache", str(tmp_path), "--out", str(tmp_path / "out"))
-        code = main(["train", *places, "--tokenizer", "byte", "--n-positions", "16", *options])
+        shape = () if "--from" in options else ("--tokenizer", "byte", "--n-positions", "16")
+        code = main(["train", *places, *shape, *options])
         last = capsys.readouterr().err.splitlines()[-1]  # after the progress of tokenizing
         assert code == 2
         assert last.startswith(f"minigpt: {sentence.format(file=file)}")

@@ -232,7 +232,8 @@ class TestTheTable:
         lines = str(verify(running(FewRowsDiffer()), [1] * 40)).splitlines()
         assert max(map(len, lines)) <= 90
 
-    def test_keeps_its_columns_apart_whatever_the_numbers(self, exact):
+    def test_keeps_its_columns_apart_whatever_the_numbers(self, exact, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "120")
         report = verify(exact, [1, 2, 3])
         for check in report.checks:
             check.compared = check.unequal = 10**12
