@@ -762,7 +762,8 @@ class TestAMistake:
             (b"long enough " * 99, ("--tokenizer", "words"), "tokenizer is 'words', needed 'char'"),
             (b"long enough " * 99, ("--preset", "huge"), "no recipe is called 'huge'"),
             (b"long enough " * 99, ("--config", "none.toml"), "none.toml "),
-            (b"long enough " * 2999, ("--from", "{model}", "--freeze", "x"), "freeze names 'x'"),
+            (b"long enough " * 999, ("--from", "{model}", "--n-positions", "16", "--freeze", "x"),
+             "freeze names 'x'"),
         ],
     )  # fmt: skip
     def test_in_the_data_to_train_on(self, capsys, directory, tmp_path, content, options, sentence):
