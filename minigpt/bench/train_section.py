@@ -60,6 +60,7 @@ def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
     tokens = np.random.default_rng(0).integers(CHARACTERS, size=100_000, dtype=np.uint16)
     source = Text(Corpus(tokenizer, tokens, tokens, len(tokens)), config.n_positions, config.seed)
     with TemporaryDirectory(prefix="minigpt-bench-") as directory:
+        config = replace(config, device="cpu")  # which the other loop runs on as well
         processes = Processes(torch.device(config.device))
         model = starting_model(config, source)
         run = Run(model, source, config, Path(directory), processes, resume=False)
