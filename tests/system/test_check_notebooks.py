@@ -84,19 +84,6 @@ def test_an_exercise_must_accept_its_solution_and_not_its_stub(program, lesson, 
     assert "check: does not accept the solution" in said
 
 
-def test_a_translation_gets_the_outputs_and_must_have_the_code(program, lesson, capsys):
-    path = lesson()
-    translated = path.parent / "nl" / path.name
-    translated.parent.mkdir()
-    translated.write_text(path.read_text())
-    assert program.main(["--write", str(path)]) == 0
-    assert outputs(translated) == outputs(path)
-
-    translated.write_text(translated.read_text().replace("6 * 7", "7 * 6"))
-    assert program.main([str(path)]) == 1
-    assert "nl/lesson.ipynb: its code cells are not those" in capsys.readouterr().out
-
-
 def test_a_file_that_is_not_there_is_a_mistake_in_the_input(program, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         program.main([str(tmp_path / "none.ipynb")])

@@ -44,6 +44,7 @@ def alive() -> Alive:
     gc.collect()
     objects = gc.get_objects()
     tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
+    tensors = [tensor for tensor in tensors if not tensor.is_mkldnn]  # packed: no storage to ask
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     sizes = sum(storage.nbytes() for storage in storages.values())
     return Alive(len(objects), len(tensors), sizes)

@@ -76,7 +76,7 @@ def test_has_the_bundled_model_and_its_tokenizer(installed):
         "import minigpt; model = minigpt.GPT.from_pretrained('toy'); "
         "print(model.config.n_layer, minigpt.Tokenizer.from_pretrained('toy').n_vocab)"
     )
-    assert installed("python", code).split() == ["5", "1024"]
+    assert installed("python", code).split() == ["5", "2048"]
 
 
 def test_draws_a_page_which_takes_files_that_are_no_modules(installed):
