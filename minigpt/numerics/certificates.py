@@ -9,8 +9,8 @@ and compares the results bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear
 from minigpt.numerics.calls import TILE
+from minigpt.numerics.certificate_file import Kind, kept
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, pack
 from minigpt.numerics.place import Place
 from minigpt.numerics.probe_numbers import Draw
@@ -80,8 +81,12 @@ class LinearCalls(NamedTuple):
 
     reference: str  # the kernel of the reference call, "packed" or "plain"
     kernel: dict[int, str]  # for each certified number of rows, the kernel that has its bits
-    sizes: tuple[int, ...]  # the certified numbers of rows
     chains: Chains | None = None  # for one row alone: bags in this order have the reference's bits
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The certified numbers of rows."""
+        return tuple(self.kernel)
 
 
 class AttentionShape(NamedTuple):
@@ -99,35 +104,61 @@ class RowwiseShape(NamedTuple):
     place: Place
 
 
-@cache
+class PackedShape(NamedTuple):
+    n_in: int
+    n_out: int
+    place: Place
+
+
+def _linear_holds(shape: LinearShape, calls: LinearCalls, chance: Random) -> bool:
+    """Do the reference, one of the other sizes and the chains hold?"""
+    sizes = [chance.choice(list(calls.kernel))] if calls.kernel else []
+    probes = _LinearProbe.enough(shape)
+    return (
+        all(probe.refer_to(calls.reference) for probe in probes)
+        and all(probe.agrees(calls.kernel[size], size) for size in sizes for probe in probes)
+        and (calls.chains is None or all(probe.has_order(calls.chains) for probe in probes))
+    ) or (not sizes and calls.chains is None)  # says nothing
+
+
+def _read_linear(said: Any) -> LinearCalls:
+    reference, kernel, chains = said
+    if not {reference, *kernel.values()} <= {"packed", "plain"}:
+        raise ValueError
+    sizes = {int(size): name for size, name in kernel.items()}
+    return LinearCalls(reference, sizes, None if chains is None else Chains(*chains))
+
+
+@kept(
+    "linear",
+    Kind(LinearShape, _read_linear, _linear_holds, lambda shape: shape.n_in * shape.n_out),
+)
+@torch.no_grad()
 def certified_calls(shape: LinearShape) -> LinearCalls:
     """The kernel of the reference call for a product, and the numbers of rows with its bits.
 
     The packed kernel is the reference where there is one, for its sums are the same on any number
     of threads. For small weights the plain one is quicker, and is taken if it is as steady.
     """
-    with torch.no_grad():
-        draw, probes = Draw(shape.place), []
-        for _ in range(-(-ENOUGH // shape.n_out)):  # few columns tell little, so draw again
-            probes.append(_LinearProbe(shape, draw))
-        names = [name for name in ("packed", "plain") if name in probes[0].calls]
-        small = shape.n_in * shape.n_out < COPY_FROM
-        if small and len(names) > 1 and all(probe.steady("plain") for probe in probes):
-            names = ["plain"]
-        while not all(probe.refer_to(names[0]) for probe in probes):
-            if len(names) == 1:
-                return LinearCalls(names[0], {}, ())
-            del names[0]  # wrong here, or not the same for every row
-        kernel: dict[int, str] = {}
-        largest = max(TILE, PROBE_LIMIT / (shape.n_in * shape.n_out))
-        for size in SIZES:
-            if size > largest:
+    probes = _LinearProbe.enough(shape)
+    names = [name for name in ("packed", "plain") if name in probes[0].calls]
+    small = shape.n_in * shape.n_out < COPY_FROM
+    if small and len(names) > 1 and all(probe.steady("plain") for probe in probes):
+        names = ["plain"]
+    while not all(probe.refer_to(names[0]) for probe in probes):
+        if len(names) == 1:
+            return LinearCalls(names[0], {})
+        del names[0]  # wrong here, or not the same for every row
+    kernel: dict[int, str] = {}
+    largest = max(TILE, PROBE_LIMIT / (shape.n_in * shape.n_out))
+    for size in SIZES:
+        if size > largest:
+            break
+        for name in names:
+            if all(probe.agrees(name, size) for probe in probes):
+                kernel[size] = name
                 break
-            for name in names:
-                if all(probe.agrees(name, size) for probe in probes):
-                    kernel[size] = name
-                    break
-        return LinearCalls(names[0], kernel, tuple(kernel), _certified_chains(shape, probes))
+    return LinearCalls(names[0], kernel, _certified_chains(shape, probes))
 
 
 def _certified_chains(shape: LinearShape, probes: list[_LinearProbe]) -> Chains | None:
@@ -154,6 +185,12 @@ ENOUGH = 128  # columns, of all draws together
 
 class _LinearProbe:
     """A weight, a bias and `TILE` rows on which another order of summation shows."""
+
+    @classmethod
+    def enough(cls, shape: LinearShape) -> list[_LinearProbe]:
+        """One; few columns tell little, so then more."""
+        draw = Draw(shape.place)
+        return [cls(shape, draw) for _ in range(-(-ENOUGH // shape.n_out))]
 
     def __init__(self, shape: LinearShape, draw: Draw) -> None:
         self.place = shape.place
@@ -229,40 +266,64 @@ def repeated(x: Tensor, columns: int) -> Tensor:
     return x.repeat(times)[..., :columns].contiguous()
 
 
-@cache
-def packed_works(n_in: int, n_out: int, place: Place) -> bool:
+@torch.no_grad()
+def _packed_works(shape: PackedShape) -> bool:
+    few = min(shape.n_out, 4096)  # how threads share the work does not change beyond
+    linear = LinearShape(shape.n_in, few, False, False, shape.place)
+    probe = _LinearProbe(linear, Draw(shape.place))
+    return "packed" in probe.calls and probe.refer_to("packed")
+
+
+@kept(
+    "packed",
+    Kind(
+        PackedShape,
+        bool,
+        lambda shape, works, chance: _packed_works(shape) == works,
+        lambda shape: shape.n_in * shape.n_out,
+    ),
+)
+def packed_works(shape: PackedShape) -> bool:
     """Is the packed product right here, whatever its order of summation?
 
     It is not where OpenMP gives fewer threads than it was asked for: then a part is left undone.
     """
-    with torch.no_grad():
-        few = min(n_out, 4096)  # how threads share the work does not change beyond
-        probe = _LinearProbe(LinearShape(n_in, few, False, False, place), Draw(place))
-        return "packed" in probe.calls and probe.refer_to("packed")
+    return _packed_works(shape)
 
 
-@cache
+class _RowwiseProbe:
+    """A norm or an activation, and what it does to `TILE` rows alone, on one thread."""
+
+    def __init__(self, shape: RowwiseShape) -> None:
+        draw = Draw(shape.place)
+        self.call: Callable[[Tensor], Tensor]
+        if shape.name == "layer_norm":
+            weight, bias = draw.normal(shape.width), draw.normal(shape.width)
+            self.call = lambda rows: F.layer_norm(rows, (shape.width,), weight, bias)
+            # Small beside their mean: sums must round.
+            self.rows = 256 + 4 * draw.normal(TILE, shape.width)
+        else:
+            self.call = ACTIVATION[shape.name]
+            self.rows = draw.telling(self.call, TILE * shape.width).view(TILE, shape.width)
+        with _threads(1, shape.place.device):
+            self.alone = torch.cat([self.call(row) for row in self.rows.split(1)])
+
+    def agrees(self, size: int) -> bool:
+        return torch.equal(self.call(_tiled(self.rows, size, 0)), _tiled(self.alone, size, 0))
+
+
+def _rowwise_holds(shape: RowwiseShape, sizes: tuple[int, ...], chance: Random) -> bool:
+    return _RowwiseProbe(shape).agrees(chance.choice(sizes))
+
+
+@kept("rowwise", Kind(RowwiseShape, tuple, _rowwise_holds, lambda shape: shape.width))
+@torch.no_grad()
 def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
     """The numbers of rows for which a norm or an activation does what it does to one row."""
-    draw = Draw(shape.place)
-    call: Callable[[Tensor], Tensor]
-    if shape.name == "layer_norm":
-        weight, bias = draw.normal(shape.width), draw.normal(shape.width)
-        call = lambda rows: F.layer_norm(rows, (shape.width,), weight, bias)  # noqa: E731
-        rows = 256 + 4 * draw.normal(TILE, shape.width)  # small beside its mean: sums must round
-    else:
-        call = ACTIVATION[shape.name]
-        rows = draw.telling(call, TILE * shape.width).view(TILE, shape.width)
-    sizes = [1]  # one row is the reference, and needs no padding
-    with torch.no_grad():
-        with _threads(1, shape.place.device):
-            alone = torch.cat([call(row) for row in rows.split(1)])
-        for size in SIZES[1:]:
-            if size * shape.width > PROBE_LIMIT / 500:
-                break
-            if torch.equal(call(_tiled(rows, size, 0)), _tiled(alone, size, 0)):
-                sizes.append(size)
-    return tuple(sizes)
+    probe = _RowwiseProbe(shape)
+    few = [size for size in SIZES if size * shape.width <= PROBE_LIMIT / 500]
+    # One row is the reference, and needs no padding.
+    return tuple(size for size in SIZES if size == 1 or (size in few and probe.agrees(size)))
 
 
 class AttentionCalls(NamedTuple):
@@ -272,7 +333,28 @@ class AttentionCalls(NamedTuple):
     sizes: tuple[int, ...]  # the certified numbers of queries per head
 
 
-@cache
+def _read_attention(said: Any) -> AttentionCalls:
+    kernel, sizes = said
+    if kernel not in ATTENTION:
+        raise ValueError
+    return AttentionCalls(kernel, tuple(sizes))
+
+
+def _attention_holds(shape: AttentionShape, calls: AttentionCalls, chance: Random) -> bool:
+    sizes = [chance.choice(calls.sizes)] if calls.sizes else []
+    return not sizes or _attention_sizes(calls.kernel, shape, sizes) == sizes
+
+
+@kept(
+    "attention",
+    Kind(
+        AttentionShape,
+        _read_attention,
+        _attention_holds,
+        lambda shape: shape.batch_size * shape.kv_heads * shape.group * shape.keys * shape.head_dim,
+    ),
+)
+@torch.no_grad()
 def attention_calls(shape: AttentionShape) -> AttentionCalls:
     """The kernel, and the numbers of queries per head for which it has the reference's bits.
 
@@ -280,27 +362,32 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     which on CPUs is the fused one where that treats every query alike. (On a GPU it would give a
     single query's head to one multiprocessor of many.)
     """
-    with torch.no_grad():
-        draw = Draw(shape.place)
-        for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
-            stages = list(_attention_stages(kernel, shape, draw))
-            references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
-            if None not in references:
-                break
-        else:
-            return AttentionCalls("plain", ())
-        B, sizes = shape.batch_size, [size for size in SIZES if size <= KEY_BLOCK]
-        for (_, rows, in_batch), reference in zip(stages, references, strict=True):
-            assert reference is not None
-            sizes = [
-                size
-                for size in sizes
-                if torch.equal(
-                    in_batch(_tiled(rows, size, 2).repeat(B, 1, 1, 1)),
-                    _tiled(reference, size, 2).repeat(B, 1, 1, 1),
-                )
-            ]
-    return AttentionCalls(kernel, tuple(sizes))
+    every = [size for size in SIZES if size <= KEY_BLOCK]
+    for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
+        sizes = _attention_sizes(kernel, shape, every)
+        if sizes is not None:
+            return AttentionCalls(kernel, tuple(sizes))
+    return AttentionCalls("plain", ())
+
+
+def _attention_sizes(kernel: str, shape: AttentionShape, sizes: list[int]) -> list[int] | None:
+    """Those of them with the reference's bits; None where there is no reference."""
+    stages = list(_attention_stages(kernel, shape, Draw(shape.place)))
+    references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
+    if None in references:
+        return None
+    B = shape.batch_size
+    for (_, rows, in_batch), reference in zip(stages, references, strict=True):
+        assert reference is not None
+        sizes = [
+            size
+            for size in sizes
+            if torch.equal(
+                in_batch(_tiled(rows, size, 2).repeat(B, 1, 1, 1)),
+                _tiled(reference, size, 2).repeat(B, 1, 1, 1),
+            )
+        ]
+    return sizes
 
 
 Stage = tuple[Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor]]

@@ -16,7 +16,7 @@ from minigpt.numerics.base import (
     records_gradients,
     visible,
 )
-from minigpt.numerics.certificates import packed_works
+from minigpt.numerics.certificates import PackedShape, packed_works
 from minigpt.numerics.copies import COPY_FROM, Copies
 from minigpt.numerics.place import Place
 
@@ -32,8 +32,8 @@ class FastOps(RowOps):
             # One row of float32 only reads the weight, which the plain product does quicker.
             many = rows > 1 or x.dtype != torch.float32
             if many and weight.numel() >= COPY_FROM:
-                kernel = copies.packed(weight)
-                if kernel is not None and packed_works(*weight.shape, Place.of(x)):
+                kernel, (n_in, n_out) = copies.packed(weight), weight.shape
+                if kernel is not None and packed_works(PackedShape(n_in, n_out, Place.of(x))):
                     return kernel(x, bias)
             elif x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
                 # A flat product would need views of rows, before and after.

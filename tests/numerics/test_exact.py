@@ -27,7 +27,7 @@ def decoded(model, tokens, chunks, **options):
 @pytest.fixture
 def no_certificates(monkeypatch):
     """As on a machine where no probe passes: only what is exact by construction is left."""
-    monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}, ()))
+    monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}))
     monkeypatch.setattr(exact, "rowwise_sizes", lambda shape: (1,))
     monkeypatch.setattr(exact, "attention_calls", lambda shape: AttentionCalls("plain", ()))
 
