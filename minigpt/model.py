@@ -86,8 +86,8 @@ class Attention(RowModule):
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
 
     def forward(self, x: Tensor, cache: LayerCache | NoCache) -> Tensor:
-        qkv = self.c_attn(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v = qkv.split(self.heads, 1)  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
+        qkv = self.c_attn(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split_with_sizes(self.heads, 1)  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
         k, v, starts = cache.append(k, v)  # (B, G, S, D): all up to now
         dropout = self.attn_pdrop if self.training else 0.0
         y = self.ops.attention(q, k, v, starts, self.scale, dropout)  # (B, H, T, D)

@@ -504,7 +504,7 @@ def opened(
     recorded. Without a cache, positions count from 0 and nothing is kept.
 
     Yields:
-        positions, (T,) without a cache and (B, T) with one; then one object for each layer, whose
+        positions, (T,), or (B, T) if rows differ in length; then one object for each layer, whose
         `append` attention calls.
 
     Raises:
@@ -512,9 +512,8 @@ def opened(
             keys of other weights.
     """
     B, T = tokens.shape
-    positions = torch.arange(T, device=tokens.device)
     if cache is None:
-        yield positions, [NoCache()] * spec.n_layer
+        yield torch.arange(T, device=tokens.device), [NoCache()] * spec.n_layer
     elif not isinstance(cache, KVCache):
         raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
     else:
@@ -522,5 +521,13 @@ def opened(
             torch.no_grad(),
             cache.extend(spec, B, T, tokens, Origin.of(model)),
         ):
-            starts = torch.tensor(cache.lengths, device=tokens.device)  # rows may differ in length
-            yield starts[:, None] + positions, cache.layers
+            yield _positions(cache.lengths, T, tokens.device), cache.layers
+
+
+def _positions(lengths: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Of the next `count` tokens of each row: (count,) if all rows are as long, else (B, count)."""
+    first, last = min(lengths), max(lengths)
+    positions = torch.arange(first, first + count, device=device)
+    if first == last:
+        return positions
+    return positions + torch.tensor(lengths, device=device)[:, None] - first

@@ -65,6 +65,17 @@ def attention_mix(weights: Tensor, v: Tensor) -> Tensor:
 ATTENTION = {"fused": fused_attention, "plain": plain_attention}
 
 
+def paired_linear(x: Tensor, stack: Tensor, bias: Tensor | None) -> Tensor:
+    """x W + b for one row, (1, 1, in), which is computed twice: (1, in, out) -> (1, 1, out).
+
+    Two rows go to a kernel for many, and what this costs more than one is little as long as the
+    weight is small: then a step is nothing but calls, and this is one.
+    """
+    pair = torch.cat((x, x), -2)
+    y = torch.bmm(pair, stack) if bias is None else torch.baddbmm(bias, pair, stack)
+    return y.narrow(-2, 0, 1)
+
+
 # --- certificates -----------------------------------------------------------------------------
 
 
@@ -81,7 +92,9 @@ class LinearCalls(NamedTuple):
 
     reference: str  # the kernel of the reference call, "packed" or "plain"
     kernel: dict[int, str]  # for each certified number of rows, the kernel that has its bits
-    chains: Chains | None = None  # for one row alone: bags in this order have the reference's bits
+    # For one row alone: these have the reference's bits.
+    chains: Chains | None = None  # bags in this order
+    in_pairs: bool = False  # the row together with itself
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -111,22 +124,23 @@ class PackedShape(NamedTuple):
 
 
 def _linear_holds(shape: LinearShape, calls: LinearCalls, chance: Random) -> bool:
-    """Do the reference, one of the other sizes and the chains hold?"""
+    """Do the reference, one of the sizes and what one row has hold?"""
     sizes = [chance.choice(list(calls.kernel))] if calls.kernel else []
     probes = _LinearProbe.enough(shape)
     return (
         all(probe.refer_to(calls.reference) for probe in probes)
         and all(probe.agrees(calls.kernel[size], size) for size in sizes for probe in probes)
         and (calls.chains is None or all(probe.has_order(calls.chains) for probe in probes))
-    ) or (not sizes and calls.chains is None)  # says nothing
+        and (not calls.in_pairs or all(probe.agrees_in_pairs() for probe in probes))
+    ) or calls == LinearCalls(calls.reference, {})  # says nothing
 
 
 def _read_linear(said: Any) -> LinearCalls:
-    reference, kernel, chains = said
+    reference, kernel, chains, in_pairs = said
     if not {reference, *kernel.values()} <= {"packed", "plain"}:
         raise ValueError
     sizes = {int(size): name for size, name in kernel.items()}
-    return LinearCalls(reference, sizes, None if chains is None else Chains(*chains))
+    return LinearCalls(reference, sizes, None if chains is None else Chains(*chains), in_pairs)
 
 
 @kept(
@@ -138,13 +152,14 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
     """The kernel of the reference call for a product, and the numbers of rows with its bits.
 
     The packed kernel is the reference where there is one, for its sums are the same on any number
-    of threads. For small weights the plain one is quicker, and is taken if it is as steady.
+    of threads. For small weights the plain one is quicker, and is taken if it is as steady; over
+    one that lies by columns it often has an order of its own for few rows.
     """
     probes = _LinearProbe.enough(shape)
     names = [name for name in ("packed", "plain") if name in probes[0].calls]
     small = shape.n_in * shape.n_out < COPY_FROM
     if small and len(names) > 1 and all(probe.steady("plain") for probe in probes):
-        names = ["plain"]
+        names = ["plain", "packed"]
     while not all(probe.refer_to(names[0]) for probe in probes):
         if len(names) == 1:
             return LinearCalls(names[0], {})
@@ -158,6 +173,12 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
             if all(probe.agrees(name, size) for probe in probes):
                 kernel[size] = name
                 break
+    in_floats = shape.place.device.type == "cpu" and shape.place.dtype == torch.float32
+    if in_floats and small and all(probe.agrees_in_pairs() for probe in probes):
+        return LinearCalls(names[0], kernel, in_pairs=True)
+    if not in_floats or shape.by_column:
+        # Half precision adds by twos; a large weight that lies by columns is not copied again.
+        return LinearCalls(names[0], kernel)
     return LinearCalls(names[0], kernel, _certified_chains(shape, probes))
 
 
@@ -167,9 +188,6 @@ def _certified_chains(shape: LinearShape, probes: list[_LinearProbe]) -> Chains 
     A kernel for many rows keeps its sums in registers over blocks of terms as long as its makers
     found best. A few columns tell quickly which lengths may be meant; the whole weight decides.
     """
-    place = shape.place
-    if place.device.type != "cpu" or place.dtype != torch.float32 or shape.by_column:
-        return None  # half precision adds in pairs; a weight that lies by columns is no table
     lengths = [shape.n_in, *range(shape.n_in - shape.n_in % 16, 63, -16)]
     for length in dict.fromkeys(lengths):
         for bias_first in (False, True) if shape.has_bias and length < shape.n_in else (False,):
@@ -249,6 +267,15 @@ class _LinearProbe:
         return all(
             torch.equal(bags(row, bias), want[part])
             for row, want in zip(rows, self.want[: len(rows)], strict=True)
+        )
+
+    def agrees_in_pairs(self) -> bool:
+        """Does a row have the reference's bits when it goes together with itself?"""
+        assert self.want is not None
+        stack = self.weight.contiguous()[None]
+        return all(
+            torch.equal(paired_linear(row[None, None], stack, self.bias)[0, 0], want)
+            for row, want in zip(self.rows, self.want, strict=True)
         )
 
     def steady(self, name: str) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minigpt.numerics.changes import Sample, count_fused_steps, totals
 
-COPY_FROM = 2**18  # numbers in a weight; below, it stays in the CPU's caches as it lies
+COPY_FROM = 2**19  # numbers in a weight; below, it stays in the CPU's caches as it lies
 PANEL = 256  # columns of a table that are read as one stream; 192 to 384 are about as quick
 
 LinearKernel = Callable[[Tensor, Tensor | None], Tensor]  # (..., in), bias (out,) -> (..., out)
@@ -73,8 +73,14 @@ class Copies:
         return self.get(weight, chains, make)
 
     def stacked(self, weight: Tensor) -> Tensor:
-        """The weight itself as a stack of one, (1, in, out)."""
-        return self.get(weight, "stacked", lambda: weight.detach()[None])
+        """The weight as a stack of one, (1, in, out): itself, or a copy if it lies by columns."""
+
+        def make() -> Tensor:
+            if weight.is_contiguous():
+                return weight.detach()[None]
+            return self._copied(weight, lambda weight: weight.detach().contiguous()[None])
+
+        return self.get(weight, "stacked", make)
 
     def recheck(self, weight: Tensor) -> None:
         """Read all of the weight, and forget the copies if it is not what they were made from."""

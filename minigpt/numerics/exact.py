@@ -65,6 +65,7 @@ from minigpt.numerics.certificates import (
     RowwiseShape,
     attention_calls,
     certified_calls,
+    paired_linear,
     rowwise_sizes,
 )
 from minigpt.numerics.copies import Copies
@@ -91,8 +92,11 @@ class ExactOps(RowOps):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+            q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         (B, H, T, D), G = q.shape, k.shape[1]
+        if B == T == 1 and dropout == 0 and not isinstance(starts, DeviceStarts):
+            return _attend_to_all(q, k, v, starts[0], scale)
         start, place = max(starts), Place.of(q)
         end = start + T
         ragged = min(starts) < start
@@ -179,7 +183,7 @@ class ExactProduct:
         (n_in, n_out), by_column = weight.shape, weight.stride(0) == 1
         calls = certified_calls(LinearShape(n_in, n_out, by_column, bias is not None, place))
         self.reference, self.kernel = calls.reference, calls.kernel
-        self.sizes, self.chains = calls.sizes, calls.chains
+        self.sizes, self.chains, self.in_pairs = calls.sizes, calls.chains, calls.in_pairs
 
     def fits(self, place: Place, weight: Tensor, bias: Tensor | None) -> bool:
         return self.place is place and self.lies == (weight.shape, weight.stride(), bias is None)
@@ -188,8 +192,13 @@ class ExactProduct:
         """(..., in) -> (..., out)."""
         width = x.shape[-1]
         count = x.numel() // width
-        if count == 1 and self.chains is not None:
-            return copies.bags(weight, self.chains)(x, bias)
+        if count == 1:
+            if self.in_pairs:
+                rows = x if x.ndim == 3 else x.reshape(1, 1, width)
+                y = paired_linear(rows, copies.stacked(weight), bias)
+                return y if x.ndim == 3 else y.view(*x.shape[:-1], -1)
+            if self.chains is not None:
+                return copies.bags(weight, self.chains)(x, bias)
 
         def call(rows: Tensor) -> Tensor:
             if self.kernel.get(rows.numel() // width, self.reference) == "packed":
@@ -212,6 +221,20 @@ def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return call(x)
     rows = x.view(-1, width)
     return in_calls(rows, call, rowwise_sizes(RowwiseShape(name, width, Place.of(x)))).view_as(x)
+
+
+def _attend_to_all(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+    """What `ExactOps.attention` comes to for one query of one sequence, without detours."""
+    (_, H, _, D), G, S = q.shape, k.shape[1], whole_blocks(start + 1)
+    if k.shape[2] < S:
+        k, v = (F.pad(x, (0, 0, 0, S - x.shape[2])) for x in (k, v))
+    elif k.shape[2] > S:
+        k, v = k.narrow(2, 0, S), v.narrow(2, 0, S)
+    calls = attention_calls(AttentionShape(1, G, H // G, S, D, Place.of(q)))
+    ((_, size),) = plan(1, calls.sizes)
+    mask = _mask((start + KEY_BLOCK - S,), size, S, q.dtype, q.device)
+    y = ATTENTION[calls.kernel](padded(q, size, 2), k, v, mask, scale)
+    return y if size == 1 else y.narrow(2, 0, 1)
 
 
 def _attend_in_block(
@@ -242,7 +265,7 @@ def _attend_in_block(
             y = F.scaled_dot_product_attention(padded(part, size, 2), k, v, mask, dropout)
         else:
             y = ATTENTION[calls.kernel](padded(part, size, 2), k, v, mask, scale)
-        done.append(y if take == size else y[:, :, :take])
+        done.append(y if take == size else y.narrow(2, 0, take))
         offset += take
     return done[0] if len(done) == 1 else torch.cat(done, 2)
 

@@ -46,7 +46,8 @@ class FastOps(RowOps):
         if isinstance(starts, DeviceStarts):
             return attend_on_device(q, k, v, starts, scale)
         T, start, even = q.shape[2], max(starts), min(starts) == max(starts)
-        k, v = k[:, :, : start + T], v[:, :, : start + T]
+        if k.shape[2] > start + T:
+            k, v = k.narrow(2, 0, start + T), v.narrow(2, 0, start + T)
         mask = None
         if not even or (start > 0 and T > 1):  # one mask for all rows, or one for each
             mask = visible(starts[:1] if even else starts, T, start + T, q.device)

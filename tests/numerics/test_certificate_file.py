@@ -179,11 +179,19 @@ class TestALie:
         assert certificates.certified_calls(LINEAR) == found
         assert len(probes) == asked + 1
 
-    def test_about_the_length_of_chains(self):
+    def test_about_the_length_of_chains(self, monkeypatch):
+        monkeypatch.setattr(certificates, "COPY_FROM", 0)
         calls = certificates.certified_calls(LINEAR)
         assert calls.chains is not None
         for wrong in (calls.chains.block - 1, calls.chains.block // 2):
             assert self.thrown_away("linear", LINEAR, calls._replace(chains=Chains(wrong)))
+
+    def test_about_pairs(self, monkeypatch):
+        monkeypatch.setattr(
+            certificates, "paired_linear", lambda x, stack, bias: torch.baddbmm(bias, x, stack) + 1
+        )
+        lie = LinearCalls("plain", {}, in_pairs=True)
+        assert self.thrown_away("linear", LINEAR, lie)
 
     def test_about_an_activation(self, monkeypatch):
         def gelu(x):
@@ -206,9 +214,9 @@ class TestALie:
     @pytest.mark.parametrize(
         ("name", "shape", "lie"),
         [
-            ("linear", LINEAR, ["cudnn", {"1": "cudnn"}, None]),
+            ("linear", LINEAR, ["cudnn", {"1": "cudnn"}, None, False]),
             ("linear", LINEAR, ["plain", {"1": "plain"}]),
-            ("linear", LINEAR, ["plain", {"one": "plain"}, None]),
+            ("linear", LINEAR, ["plain", {"one": "plain"}, None, False]),
             ("rowwise", ROWWISE, []),
             ("attention", ATTENTION, ["unheard of", [1]]),
         ],

@@ -184,6 +184,21 @@ class TestACertificate:
                 assert not probe.has_order(Chains(length, bias_first=True))
                 assert certificates._certified_chains(shape, [probe]) == Chains(length)
 
+    @pytest.mark.parametrize("by_column", [False, True])
+    def test_for_a_row_that_goes_with_itself_to_a_kernel_of_another_order(
+        self, monkeypatch, by_column
+    ):
+        shape = self.SHAPE._replace(by_column=by_column)
+        honest = certificates.paired_linear
+
+        def cheating(x, stack, bias):
+            return honest(x[..., :48], stack[:, :48], bias) + x[..., 48:] @ stack[:, 48:]
+
+        assert certificates.certified_calls(shape).in_pairs
+        self.forget()
+        monkeypatch.setattr(certificates, "paired_linear", cheating)
+        assert not certificates.certified_calls(shape).in_pairs
+
     def test_and_the_model_is_exact_all_the_same(self, monkeypatch, make_model, text):
         def plain(x, weight, bias):
             few = x.shape[0] in (1, 2, 4, 32)

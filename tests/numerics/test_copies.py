@@ -17,7 +17,7 @@ from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, recheck
 from minigpt.numerics.fast import FastOps
 from minigpt.numerics.place import Place
 
-LARGE = (520, 512)  # enough numbers to be copied
+LARGE = (1040, 512)  # enough numbers to be copied
 
 
 def products(copies, weight, x):
@@ -136,7 +136,7 @@ class TestAChangedWeight:
                 torch.testing.assert_close(got, x @ weight, atol=1e-3, rtol=1e-4)
 
     def test_in_one_number_is_noticed_when_all_of_it_is_read(self, make_model, text):
-        model = make_model(numerics="exact", n_embd=159, n_inner=1700, n_layer=1)
+        model = make_model(numerics="exact", n_embd=159, n_inner=3400, n_layer=1)
         weight = model.h[0].mlp.c_fc.weight
         assert weight.numel() >= COPY_FROM
         with torch.no_grad():
@@ -174,7 +174,7 @@ class TestFewerThreadsThanAskedFor:
 
     @pytest.mark.parametrize("numerics", ["fast", "exact"])
     def test_is_not_trusted(self, half_done, make_model, text, numerics):
-        model = make_model(numerics=numerics, n_embd=96, n_inner=2800, n_layer=1)
+        model = make_model(numerics=numerics, n_embd=96, n_inner=5600, n_layer=1)
         with torch.inference_mode():
             cache = model.new_cache()
             cached = [model(part, cache=cache) for part in text(1, 9).split([6, 1, 1, 1], 1)]
@@ -184,7 +184,7 @@ class TestFewerThreadsThanAskedFor:
 
     def test_gets_no_certificate(self, half_done):
         shape = certificates.LinearShape(
-            520, 512, False, True, Place.here(torch.float32, torch.device("cpu"))
+            *LARGE, False, True, Place.here(torch.float32, torch.device("cpu"))
         )
         assert certificates.certified_calls(shape).reference == "plain"
 

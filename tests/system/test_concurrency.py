@@ -73,7 +73,7 @@ class TestOneModelInSeveralThreads:
 
     def test_may_be_the_first_to_use_it(self, make_model, text):
         """Certificates, packed weights and small tables are then made by several at once."""
-        wide = {"n_embd": 96, "n_inner": 2816, "n_layer": 1}  # its MLP is packed
+        wide = {"n_embd": 96, "n_inner": 5632, "n_layer": 1}  # its MLP is packed
         model = make_model("exact", **wide)
         want = [model(text(1, 24, seed)) for seed in range(4)]
         for remembered in (certified_calls, attention_calls, rowwise_sizes, _mask, _masks):
@@ -267,7 +267,7 @@ def asked(method: str, model: GPT, tokens: torch.Tensor) -> torch.Tensor:
 )
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_process_gets_the_model_and_the_same_bits(make_model, text, method):
-    model = make_model("exact", n_layer=1, n_embd=96, n_inner=2816)
+    model = make_model("exact", n_layer=1, n_embd=96, n_inner=5632)
     want = model(text(1, 6)).flatten()  # used before: packed, certified
     assert torch.equal(asked(method, model, text(1, 6)), want)
 
@@ -281,7 +281,7 @@ def test_a_pickled_model_has_the_same_bits_and_numerics(exact, text):
 
 def test_a_model_in_shared_memory_has_the_same_bits(text):
     torch.manual_seed(0)
-    config = GPTConfig(211, 160, 96, 1, 3, n_inner=2816)
+    config = GPTConfig(211, 160, 96, 1, 3, n_inner=5632)
     model = GPT(config).eval()
     want = model(text(1, 20))
     model.share_memory()
