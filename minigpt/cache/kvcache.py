@@ -157,10 +157,14 @@ class KVCache(ABC):
         with self.in_use():
             after = self.check_model(spec, origin)
             self._check_room(batch_size, count)
-            end = len(self) + count
+            end, held = len(self) + count, self.origin
             try:
                 self._reserve(count)
                 yield
+                if held is not None and origin is not None and held.place is not origin.place:
+                    after = self.check_model(
+                        spec, origin
+                    )  # the pass has found out what place it is
                 self._commit(count)
             except BaseException:  # KeyboardInterrupt too
                 self._forget(self._lengths, end)

@@ -21,7 +21,7 @@ from minigpt.config import GPTConfig
 from minigpt.numerics.base import RowModule
 from minigpt.numerics.changes import Glance, Sample, checksum, weights_in
 from minigpt.numerics.copies import recheck
-from minigpt.numerics.place import Place
+from minigpt.numerics.place import Place, tied_to_threads
 from minigpt.support.errors import MinigptError
 
 FOREIGN = "another program's"  # numerics of rows that were not computed here
@@ -200,12 +200,14 @@ def _whose(held: Revision, new: Revision) -> str:
 
 
 def _unlike(held: Origin, new: Origin) -> str:
-    """What keeps rows from being exact beside those held; the number of threads does not."""
+    """What keeps rows from being exact beside those held; the number of threads seldom does."""
     if held.numerics != new.numerics:
         return f"with {held.numerics} numerics and the model has {new.numerics} ones now"
     before, now = held.place._asdict(), new.place._asdict()
+    if not {held.place, new.place} & tied_to_threads():
+        del before["threads"]
     return ", ".join(
         f"with {name} {before[name]} and now there is {now[name]}"
         for name in before
-        if name != "threads" and before[name] != now[name]
+        if before[name] != now[name]
     )

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from minigpt.numerics.place import Place
+from minigpt.numerics.place import Place, tied_to_threads
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import locked, read_json
 
@@ -69,11 +69,16 @@ def kept(name: str, kind: Kind) -> Callable[[Callable[[Any], Found]], _lru_cache
         @cache
         def look_up(shape: Shape) -> Found:
             file, key = file_of(shape.place), key_of(name, shape)
+            found: Found
             if file is None:
-                return probe(shape)
-            if key not in file.believed:
-                file.add(key, probe(shape))
-            found: Found = file.believed[key]
+                found = probe(shape)
+            elif key in file.believed:
+                found = file.believed[key]
+            else:
+                found = probe(shape)
+                file.add(key, found)
+            if not getattr(found, "any_threads", True):
+                tied_to_threads().add(shape.place)
             return found
 
         return look_up

@@ -95,6 +95,7 @@ class LinearCalls(NamedTuple):
     # For one row alone: these have the reference's bits.
     chains: Chains | None = None  # bags in this order
     in_pairs: bool = False  # the row together with itself
+    any_threads: bool = True  # are these the bits of every number of threads?
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -129,18 +130,19 @@ def _linear_holds(shape: LinearShape, calls: LinearCalls, chance: Random) -> boo
     probes = _LinearProbe.enough(shape)
     return (
         all(probe.refer_to(calls.reference) for probe in probes)
+        and all(probe.any_threads for probe in probes) >= calls.any_threads
         and all(probe.agrees(calls.kernel[size], size) for size in sizes for probe in probes)
         and (calls.chains is None or all(probe.has_order(calls.chains) for probe in probes))
         and (not calls.in_pairs or all(probe.agrees_in_pairs() for probe in probes))
-    ) or calls == LinearCalls(calls.reference, {})  # says nothing
+    ) or calls == LinearCalls(calls.reference, {}, any_threads=False)  # says nothing
 
 
 def _read_linear(said: Any) -> LinearCalls:
-    reference, kernel, chains, in_pairs = said
+    reference, kernel, chains, *rest = said
     if not {reference, *kernel.values()} <= {"packed", "plain"}:
         raise ValueError
     sizes = {int(size): name for size, name in kernel.items()}
-    return LinearCalls(reference, sizes, None if chains is None else Chains(*chains), in_pairs)
+    return LinearCalls(reference, sizes, None if chains is None else Chains(*chains), *rest)
 
 
 @kept(
@@ -162,7 +164,7 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
         names = ["plain", "packed"]
     while not all(probe.refer_to(names[0]) for probe in probes):
         if len(names) == 1:
-            return LinearCalls(names[0], {})
+            return LinearCalls(names[0], {}, any_threads=False)
         del names[0]  # wrong here, or not the same for every row
     kernel: dict[int, str] = {}
     largest = max(TILE, PROBE_LIMIT / (shape.n_in * shape.n_out))
@@ -173,13 +175,13 @@ def certified_calls(shape: LinearShape) -> LinearCalls:
             if all(probe.agrees(name, size) for probe in probes):
                 kernel[size] = name
                 break
-    in_floats = shape.place.device.type == "cpu" and shape.place.dtype == torch.float32
-    if in_floats and small and all(probe.agrees_in_pairs() for probe in probes):
-        return LinearCalls(names[0], kernel, in_pairs=True)
-    if not in_floats or shape.by_column:
-        # Half precision adds by twos; a large weight that lies by columns is not copied again.
-        return LinearCalls(names[0], kernel)
-    return LinearCalls(names[0], kernel, _certified_chains(shape, probes))
+    calls = LinearCalls(names[0], kernel, any_threads=all(probe.any_threads for probe in probes))
+    # Half precision adds by twos; a large weight that lies by columns is not copied again.
+    if shape.place.device.type != "cpu" or shape.place.dtype != torch.float32:
+        return calls
+    if small and all(probe.agrees_in_pairs() for probe in probes):
+        return calls._replace(in_pairs=True)
+    return calls if shape.by_column else calls._replace(chains=_certified_chains(shape, probes))
 
 
 def _certified_chains(shape: LinearShape, probes: list[_LinearProbe]) -> Chains | None:
@@ -237,14 +239,16 @@ class _LinearProbe:
             self.calls["packed"] = lambda rows: packed(rows, bias)
         self.calls["plain"] = lambda rows: plain_linear(rows, weight, bias)
         self.want: Tensor | None = None
+        self.any_threads = False
 
     def refer_to(self, name: str) -> bool:
         """Take this kernel's results as those wanted, if they are steady and no nonsense."""
         spoilt = self.weight.new_full((TILE, self.weight.shape[1]), torch.nan)
         del spoilt  # what a kernel does not write is now likely to hold what was there: no number
-        found = _reference(self.calls[name], self.rows, 0, self.place)
-        if found is None:
+        reference = _reference(self.calls[name], self.rows, 0, self.place)
+        if reference is None:
             return False
+        found, self.any_threads = reference
         truth = repeated(self.truth.to(found.device), found.shape[1])
         off = (found.double() - truth).abs()
         if not (off <= repeated(self.error.to(found.device), found.shape[1])).all():
@@ -358,18 +362,22 @@ class AttentionCalls(NamedTuple):
 
     kernel: str  # one of ATTENTION
     sizes: tuple[int, ...]  # the certified numbers of queries per head
+    any_threads: bool = True  # are these the bits of every number of threads?
 
 
 def _read_attention(said: Any) -> AttentionCalls:
-    kernel, sizes = said
+    kernel, sizes, any_threads = said
     if kernel not in ATTENTION:
         raise ValueError
-    return AttentionCalls(kernel, tuple(sizes))
+    return AttentionCalls(kernel, tuple(sizes), any_threads)
 
 
 def _attention_holds(shape: AttentionShape, calls: AttentionCalls, chance: Random) -> bool:
-    sizes = [chance.choice(calls.sizes)] if calls.sizes else []
-    return not sizes or _attention_sizes(calls.kernel, shape, sizes) == sizes
+    if calls == AttentionCalls(calls.kernel, (), any_threads=False):
+        return True  # says nothing
+    sizes = (chance.choice(calls.sizes),) if calls.sizes else ()
+    found = _attention_by(calls.kernel, shape, sizes)
+    return found is not None and found.sizes == sizes and found.any_threads >= calls.any_threads
 
 
 @kept(
@@ -389,32 +397,35 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     which on CPUs is the fused one where that treats every query alike. (On a GPU it would give a
     single query's head to one multiprocessor of many.)
     """
-    every = [size for size in SIZES if size <= KEY_BLOCK]
+    sizes = tuple(size for size in SIZES if size <= KEY_BLOCK)
     for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
-        sizes = _attention_sizes(kernel, shape, every)
-        if sizes is not None:
-            return AttentionCalls(kernel, tuple(sizes))
-    return AttentionCalls("plain", ())
+        calls = _attention_by(kernel, shape, sizes)
+        if calls is not None:
+            return calls
+    return AttentionCalls("plain", (), any_threads=False)
 
 
-def _attention_sizes(kernel: str, shape: AttentionShape, sizes: list[int]) -> list[int] | None:
-    """Those of them with the reference's bits; None where there is no reference."""
+def _attention_by(
+    kernel: str, shape: AttentionShape, sizes: tuple[int, ...]
+) -> AttentionCalls | None:
+    """Those of these sizes with the reference's bits; None where there is no reference."""
     stages = list(_attention_stages(kernel, shape, Draw(shape.place)))
-    references = [_reference(call, rows, 2, shape.place) for call, rows, _ in stages]
-    if None in references:
-        return None
-    B = shape.batch_size
-    for (_, rows, in_batch), reference in zip(stages, references, strict=True):
-        assert reference is not None
-        sizes = [
+    B, any_threads = shape.batch_size, True
+    for call, rows, in_batch in stages:
+        found = _reference(call, rows, 2, shape.place)
+        if found is None:
+            return None
+        reference, alike = found
+        any_threads &= alike
+        sizes = tuple(
             size
             for size in sizes
             if torch.equal(
                 in_batch(_tiled(rows, size, 2).repeat(B, 1, 1, 1)),
                 _tiled(reference, size, 2).repeat(B, 1, 1, 1),
             )
-        ]
-    return sizes
+        )
+    return AttentionCalls(kernel, sizes, any_threads)
 
 
 Stage = tuple[Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor]]
@@ -471,8 +482,9 @@ def _attention_stages(kernel: str, shape: AttentionShape, draw: Draw) -> Iterato
 
 def _reference(
     call: Callable[[Tensor], Tensor], rows: Tensor, dim: int, place: Place
-) -> Tensor | None:
-    """What `TILE` rows give in one call, if that is what each gives alone in the first place.
+) -> tuple[Tensor, bool] | None:
+    """What `TILE` rows give in one call, if that is what each gives alone in the first place; and
+    whether it is that on any number of threads.
 
     All places are alike if moving every row one place on moves the results and changes none, and
     neighbours do not matter if zeros in place of every other row change nothing. The call is made
@@ -493,8 +505,12 @@ def _reference(
         if not same:
             return None
         if threads == place.threads or torch.equal(call(rows), together):
-            return together
-    return None
+            break
+    for others in {1, 2, 8} - {threads} if place.device.type == "cpu" else ():
+        with _threads(others, place.device):
+            if not torch.equal(call(rows), together):
+                return together, False
+    return together, True
 
 
 def _tiled(rows: Tensor, size: int, dim: int) -> Tensor:

@@ -59,6 +59,12 @@ def _settled(place: Place) -> Iterator[Place]:
         held.place = before
 
 
+@cache
+def tied_to_threads() -> set[Place]:
+    """Places some of whose bits were found to be those of their number of threads only."""
+    return set()
+
+
 @lru_cache(maxsize=4096)
 def _one(place: Place) -> Place:
     return place  # of equal ones, the first that came

@@ -214,11 +214,11 @@ class TestALie:
     @pytest.mark.parametrize(
         ("name", "shape", "lie"),
         [
-            ("linear", LINEAR, ["cudnn", {"1": "cudnn"}, None, False]),
+            ("linear", LINEAR, ["cudnn", {"1": "cudnn"}, None, False, True]),
             ("linear", LINEAR, ["plain", {"1": "plain"}]),
-            ("linear", LINEAR, ["plain", {"one": "plain"}, None, False]),
+            ("linear", LINEAR, ["plain", {"one": "plain"}, None, False, True]),
             ("rowwise", ROWWISE, []),
-            ("attention", ATTENTION, ["unheard of", [1]]),
+            ("attention", ATTENTION, ["unheard of", [1], True]),
         ],
     )
     def test_that_makes_no_sense(self, name, shape, lie):

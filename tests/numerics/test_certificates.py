@@ -10,7 +10,8 @@ from minigpt.numerics import certificates, exact
 from minigpt.numerics.base import ACTIVATION, plain_linear
 from minigpt.numerics.certificates import AttentionShape, LinearShape, RowwiseShape
 from minigpt.numerics.copies import Bags, Chains
-from minigpt.numerics.place import Place
+from minigpt.numerics.place import Place, tied_to_threads
+from minigpt.support.errors import MinigptError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PLACE = Place(torch.float32, torch.device("cpu"), 2, "highest")
@@ -32,6 +33,7 @@ class TestACertificate:
         certificates.certified_calls.cache_clear()
         certificates.rowwise_sizes.cache_clear()
         certificates.attention_calls.cache_clear()
+        tied_to_threads().clear()
 
     @staticmethod
     def split_sum(x, weight, bias):
@@ -198,6 +200,31 @@ class TestACertificate:
         self.forget()
         monkeypatch.setattr(certificates, "paired_linear", cheating)
         assert not certificates.certified_calls(shape).in_pairs
+
+    def by_threads(self, x, weight, bias):
+        if torch.get_num_threads() == 1:
+            return plain_linear(x, weight, bias)
+        return self.split_sum(x, weight, bias)
+
+    @pytest.mark.parametrize("counts", [(1, 2), (2, 1), (3, 2)])
+    def test_for_other_numbers_of_threads_and_a_cache_is_not_continued_there(
+        self, monkeypatch, make_model, text, threads, counts
+    ):
+        for module in (certificates, exact):
+            monkeypatch.setattr(module, "plain_linear", self.by_threads)
+        model, tokens = make_model(numerics="exact"), text(1, 30)
+        threads(counts[0])
+        want, cache = model(tokens), model.new_cache()
+        model(tokens[:, :20], cache=cache)
+        for others in counts[1], counts[1]:  # before and after it is known what happens there
+            threads(others)
+            with pytest.raises(MinigptError, match=f"threads {counts[0]} and now there is"):
+                model(tokens[:, 20:], cache=cache)
+        threads(counts[0])
+        assert torch.equal(model(tokens[:, 20:], cache=cache), want[:, 20:])
+        assert not certificates.certified_calls(
+            self.SHAPE._replace(place=PLACE._replace(threads=counts[0]))
+        ).any_threads
 
     def test_and_the_model_is_exact_all_the_same(self, monkeypatch, make_model, text):
         def plain(x, weight, bias):
