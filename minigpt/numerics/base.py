@@ -11,6 +11,7 @@ Shapes use the legend of `model.py`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -111,6 +112,35 @@ class RowOps(ABC):
             (B, H, T, D).
         """
 
+    def _row_by_row(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
+    ) -> Tensor:
+        """Each text's attention for itself."""
+        each: Sequence[Sequence[int]] = [[its] for its in starts]
+        if isinstance(starts, DeviceStarts):
+            each = starts.split()
+        rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
+        return torch.cat([self.attention(*qkv, its, scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
+
+    def _in_halves(
+        self,
+        clean: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: Sequence[int],
+        scale: float,
+        dropout: float,
+    ) -> Tensor:
+        """The attention of one text's first `clean` new positions, then that of the others."""
+        (start,) = starts
+        seen, after = start + clean, [start + clean]
+        halves = (
+            (q[:, :, :clean], k[:, :, :seen], v[:, :, :seen], starts),
+            (q[:, :, clean:], k, v, after),
+        )
+        return torch.cat([self.attention(*half, scale, dropout) for half in halves], 2)
+
     @abstractmethod
     def activation(self, x: Tensor, name: str) -> Tensor:
         """One of `config.ACTIVATIONS`, element by element."""
@@ -168,3 +198,14 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def records_gradients(*tensors: Tensor) -> bool:
     """Will anything computed from these want a backward pass?"""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def finite(*numbers: Tensor) -> bool:
+    """Is every number one? (A sum that overflows is taken for none, which costs time only.)"""
+    return all(math.isfinite(part.detach().sum(dtype=torch.float32)) for part in numbers)
+
+
+def finite_positions(k: Tensor, v: Tensor) -> int:
+    """So many positions (dimension 2) come before the first that holds a NaN or an infinity."""
+    bad = ~(k.isfinite() & v.isfinite()).all(3).all(1).all(0)  # (T,)
+    return int(bad.nonzero()[0]) if bad.any() else len(bad)

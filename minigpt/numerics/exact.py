@@ -38,7 +38,6 @@ Training may use these operations as well: the forward is this, the gradients ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -52,6 +51,8 @@ from minigpt.numerics.base import (
     KEY_BLOCK,
     DeviceStarts,
     RowOps,
+    finite,
+    finite_positions,
     plain_linear,
     records_gradients,
     whole_blocks,
@@ -105,18 +106,13 @@ class ExactOps(RowOps):
         # own; and if a batch of that size is certified, for the reference is one sequence alone.
         if ragged and (T > 1 or min(starts) < first):
             return self._row_by_row(q, k, v, starts, scale, dropout)
-        if T > 1 and not _finite(k[:, :, start:end], v[:, :, start:end]):
+        if T > 1 and not finite(k[:, :, start:end], v[:, :, start:end]):
             if B > 1:
                 return self._row_by_row(q, k, v, starts, scale, dropout)
             # Masked weights are 0, but 0 x NaN is NaN: earlier queries must not meet it at all.
-            clean = _finite_positions(k[:, :, start:end], v[:, :, start:end])
-            if clean > 0:
-                seen, after = start + clean, [start + clean]
-                halves = (
-                    (q[:, :, :clean], k[:, :, :seen], v[:, :, :seen], starts),
-                    (q[:, :, clean:], k, v, after),
-                )
-                return torch.cat([self.attention(*half, scale, dropout) for half in halves], 2)
+            clean = finite_positions(k[:, :, start:end], v[:, :, start:end])
+            if 0 < clean < T:
+                return self._in_halves(clean, q, k, v, starts, scale, dropout)
         if k.shape[2] < first + KEY_BLOCK or k.shape[2] < whole_blocks(end):
             room = (0, 0, 0, whole_blocks(end) - k.shape[2])
             k, v = F.pad(k, room), F.pad(v, room)  # no room was left to read in whole blocks
@@ -137,15 +133,6 @@ class ExactOps(RowOps):
                 offsets = tuple(s - low for s in starts)
             done.append(_attend_in_block(queries, keys, values, offsets, calls, scale, dropout))
         return done[0] if len(done) == 1 else torch.cat(done, 2)
-
-    def _row_by_row(
-        self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
-    ) -> Tensor:
-        each: Sequence[Sequence[int]] = [[its] for its in starts]
-        if isinstance(starts, DeviceStarts):
-            each = starts.split()
-        rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
-        return torch.cat([self.attention(*qkv, its, scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return _rowwise(name, ACTIVATION[name], x)
@@ -268,17 +255,6 @@ def _attend_in_block(
         done.append(y if take == size else y.narrow(2, 0, take))
         offset += take
     return done[0] if len(done) == 1 else torch.cat(done, 2)
-
-
-def _finite(*numbers: Tensor) -> bool:
-    """Is every number one? (A sum that overflows is taken for none, which costs time only.)"""
-    return all(math.isfinite(part.detach().sum(dtype=torch.float32)) for part in numbers)
-
-
-def _finite_positions(k: Tensor, v: Tensor) -> int:
-    """So many positions (dimension 2) come before the first that holds a NaN or an infinity."""
-    bad = ~(k.isfinite() & v.isfinite()).all(3).all(1).all(0)  # (T,)
-    return int(bad.nonzero()[0]) if bad.any() else len(bad)
 
 
 class _WithLinearGradient(torch.autograd.Function):

@@ -12,6 +12,8 @@ from minigpt.numerics.base import (
     ACTIVATION,
     DeviceStarts,
     RowOps,
+    finite,
+    finite_positions,
     plain_linear,
     records_gradients,
     visible,
@@ -46,6 +48,14 @@ class FastOps(RowOps):
         if isinstance(starts, DeviceStarts):
             return attend_on_device(q, k, v, starts, scale)
         T, start, even = q.shape[2], max(starts), min(starts) == max(starts)
+        if T > 1 and self._may_look(q, k, v):
+            new = [x[:, :, min(starts) : start + T] for x in (k, v)]
+            if not finite(*new):
+                if len(q) > 1:
+                    return self._row_by_row(q, k, v, starts, scale, dropout)
+                # Masked weights are 0, but 0 x NaN is NaN: earlier queries must not meet it.
+                if 0 < (clean := finite_positions(*new)) < T:
+                    return self._in_halves(clean, q, k, v, starts, scale, dropout)
         if k.shape[2] > start + T:
             k, v = k.narrow(2, 0, start + T), v.narrow(2, 0, start + T)
         mask = None
@@ -55,6 +65,11 @@ class FastOps(RowOps):
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
         )
+
+    @staticmethod
+    def _may_look(q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Can numbers be looked at, at next to no cost? On a GPU that would wait for it."""
+        return q.is_cpu and not torch.compiler.is_compiling() and not records_gradients(q, k, v)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATION[name](x)

@@ -132,3 +132,27 @@ def test_gpt2s_activation_is_the_tanh_form():
     inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
     torch.testing.assert_close(ACTIVATION["gelu_new"](x), 0.5 * x * (1 + inner.tanh()))
     assert not torch.equal(ACTIVATION["gelu_new"](x), F.gelu(x))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize("starts", [(0, 0), (5, 5), (5, 2)])
+def test_what_is_no_number_reaches_no_earlier_query(numerics, number, starts):
+    q, k, v = heads(2, 9, 128)
+    want = attend(q, k, v, starts, 0.3)
+    k[1, :, starts[1] + 6] = number  # the seventh of the new ones, in the second row
+    v[1, :, starts[1] + 6] = number
+    with torch.no_grad():
+        got = row_ops(numerics).attention(q, k, v, starts, 0.3, 0.0)
+    torch.testing.assert_close(got[0], want[0])
+    torch.testing.assert_close(got[1, :, :6], want[1, :, :6])
+    assert not got[1, :, 6:].isfinite().any()
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_sums_that_overflow_are_no_missing_numbers(numerics):
+    q, k, v = heads(1, 128, 128)
+    v[:] = 1e36
+    with torch.no_grad():
+        got = row_ops(numerics).attention(0 * q, k, v, [0], 0.3, 0.0)
+    torch.testing.assert_close(got, torch.full_like(got, 1e36))
