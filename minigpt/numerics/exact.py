@@ -19,13 +19,16 @@ very kernel on the very shape, in the very place (`place.py`), with numbers that
 that another order of summation shows, and compares it, bit for bit, with the first level. Sizes
 that pass may be used, others are not: rows are cut and padded into calls of certified sizes only
 (`plan`), and where none passes, the first level is left. A certificate holds for its shape and
-place; when threads, dtype, device or a switch of torch's changes, the next call probes again.
+place; when threads, dtype, device or a switch of torch's changes, the next call probes again. On
+disk certificates outlive the process (`certificate_file.py`).
 
 One row alone deserves a kernel of its own, for it is what decoding computes, and the kernels for
 many rows waste half of what they read. The usual matrix · vector product adds in an order that no
 other kernel shares. But most kernels for many rows turn out to add in plain chains of
 multiply-adds over so many terms, and a bag of embeddings is such a chain too (`copies.Bags`): with
-bags of the right length it has the very bits, at nearly the speed. The probe finds the length.
+bags of the right length it has the very bits, at nearly the speed. The probe finds the length. A
+small weight lies in the processor's caches, and what counts is the number of calls: there the row
+goes twice, together with itself, to the kernel for many (`certificates.paired_linear`).
 
 Attention has one more freedom to lose, the number of keys. Here a query at position p always meets
 the keys of all whole blocks of `KEY_BLOCK` up to p, in one call; those after p are masked and their
