@@ -1,11 +1,13 @@
 """Typical mistakes in the exercises of the lessons, and the hint that each of them must get.
 
 The code cells of a lesson run up to an exercise, in one namespace, as a reader runs them; then each
-wrong answer takes the stub's place and the check speaks. Cells that only measure are left out.
+wrong answer takes the stub's place and the check speaks. Cells that no exercise builds on are left
+out.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
-from tests.system.lesson_mistakes import MISTAKES
+from tests.system.lesson_mistakes import MISTAKES, STAND_INS
 
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
@@ -49,21 +51,68 @@ def cells(lesson: str) -> dict[str, tuple[str, list[str]]]:
 @cache
 def reader(lesson: str) -> dict[str, dict[str, Any]]:
     """What a reader who solves nothing has at each exercise: names and values."""
-    names: dict[str, Any] = {"plt": None}
+    names: dict[str, Any] = {}
     at: dict[str, dict[str, Any]] = {}
-    timed: set[str] = set()
-    for name, (source, tags, kind) in cells(lesson).items():
-        if kind != "code" or "varies" in tags or ("plot." in source and "import" not in source):
-            timed |= set(re.findall(r"^(\w+)(?:, \w+)* =", source, re.MULTILINE))
-            continue
+    wanted = needed(lesson)
+    for name, (source, tags, _) in cells(lesson).items():
+        exec(STAND_INS.get((lesson, name), ""), names)
         if "exercise" in tags:
-            at[name.removesuffix("-answer")] = dict(names)
-        if "check" in tags or any(re.search(rf"\b{word}\b", source) for word in timed):
-            continue
-        code = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(code, f"{lesson} {name}", "exec"), names)
+            at[exercise_of(name)] = dict(names)
+        if name in wanted and "check" not in tags:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(plain(source), f"{lesson} {name}", "exec"), names)
     return at
+
+
+def needed(lesson: str) -> set[str]:
+    """The code cells that an exercise or its check builds on, those before them, and so on.
+
+    Those whose outputs vary measure or train; what exercises take from one is in `STAND_INS`.
+    """
+    found: set[str] = set()
+    used: set[str] = set()
+    for name, (source, tags, kind) in reversed(cells(lesson).items()):
+        if {"exercise", "check"} & set(tags):
+            text = source
+        elif "answer" in tags:
+            text = solution(lesson, exercise_of(name))
+        elif kind == "code" and "varies" not in tags:
+            text = plain(source)
+        else:
+            continue
+        made, read = named(text)
+        if tags or name in ("begin", "imports") or made & used:
+            found.add(name)
+            used |= read
+    return found
+
+
+def named(source: str) -> tuple[set[str], set[str]]:
+    """The names that Python code makes or changes, and all that it mentions."""
+    made, read = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        elif isinstance(node, ast.Name):
+            read.add(node.id)
+            if isinstance(node.ctx, ast.Store):
+                made.add(node.id)
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            root = node.value
+            while isinstance(root, (ast.Attribute, ast.Subscript)):
+                root = root.value
+            made |= {root.id} if isinstance(root, ast.Name) else set()
+    return made, read
+
+
+def plain(source: str) -> str:
+    """Python without the lines that only a notebook understands."""
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("%"))
+
+
+def exercise_of(name: str) -> str:
+    """ "ex1" of its cells ex1-stub, ex1-check, ex1-answer."""
+    return re.sub("-(answer|stub|check|solution)$", "", name)
 
 
 def verdict(lesson: str, exercise: str, answer: str) -> str:
@@ -81,7 +130,12 @@ def verdict(lesson: str, exercise: str, answer: str) -> str:
 
 
 def solution(lesson: str, exercise: str) -> str:
-    found = SOLUTION.search(cells(lesson)[f"{exercise}-solution"][0])
+    (text,) = (
+        source
+        for name, (source, tags, _) in cells(lesson).items()
+        if "answer" in tags and name in (f"{exercise}-solution", f"{exercise}-answer")
+    )
+    found = SOLUTION.search(text)
     assert found, exercise
     return found[1]
 
@@ -104,7 +158,8 @@ def test_the_solution_is_right(lesson, exercise):
 
 @pytest.mark.parametrize("lesson", MISTAKES)
 def test_every_exercise_has_three_typical_mistakes(lesson):
-    exercises = {name.removesuffix("-answer") for name, (_, tags, _) in cells(lesson).items()
-                 if "exercise" in tags}  # fmt: skip
+    exercises = {
+        exercise_of(name) for name, (_, tags, _) in cells(lesson).items() if "exercise" in tags
+    }
     assert exercises == set(MISTAKES[lesson])
     assert [name for name, wrong in MISTAKES[lesson].items() if len(wrong) < 3] == []
