@@ -43,8 +43,8 @@ PHRASES: dict[str, dict[str, str]] = {
         "right!": "đúng rồi!",
         "not yet: {hint}": "chưa đúng: {hint}",
         "put your answer in place of ...": "hãy viết câu trả lời thay cho ...",
-        "a {kind}, needed a tensor": "đây là {kind}, cần một tensor",
-        "shape {found}, needed {needed}": "shape là {found}, cần {needed}",
+        "a {kind}, needed a tensor": "đây là {kind}, nhưng cần một tensor",
+        "shape {found}, needed {needed}": "shape là {found}, nhưng cần {needed}",
         "NaN: a row of -inf only, or a division of 0 by 0": (
             "NaN: có hàng chỉ toàn -inf, hoặc 0 chia cho 0"
         ),

@@ -24,6 +24,8 @@ from tests.system.lesson_mistakes import MISTAKES, STAND_INS
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 EXERCISES = [(lesson, exercise) for lesson in MISTAKES for exercise in MISTAKES[lesson]]
+SCOPES = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.comprehension, ast.ListComp, ast.SetComp,
+          ast.DictComp, ast.GeneratorExp)  # fmt: skip
 WRONG = [
     pytest.param(lesson, exercise, wrong, hint, id=f"{lesson}-{exercise}-{n}")
     for lesson, exercise in EXERCISES
@@ -55,10 +57,10 @@ def reader(lesson: str) -> dict[str, dict[str, Any]]:
     at: dict[str, dict[str, Any]] = {}
     wanted = needed(lesson)
     for name, (source, tags, _) in cells(lesson).items():
-        exec(STAND_INS.get((lesson, name), ""), names)
+        source = STAND_INS.get((lesson, name), source)
         if "exercise" in tags:
             at[exercise_of(name)] = dict(names)
-        if name in wanted and "check" not in tags:
+        if name in wanted and not {"check", "answer"} & set(tags):
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(plain(source), f"{lesson} {name}", "exec"), names)
     return at
@@ -76,33 +78,52 @@ def needed(lesson: str) -> set[str]:
             text = source
         elif "answer" in tags:
             text = solution(lesson, exercise_of(name))
+        elif (lesson, name) in STAND_INS:
+            text = STAND_INS[lesson, name]
         elif kind == "code" and "varies" not in tags:
             text = plain(source)
         else:
             continue
-        made, read = named(text)
-        if tags or name in ("begin", "imports") or made & used:
+        made, changed, read = named(text)
+        if tags or name in ("begin", "imports") or (made | changed) & used:
             found.add(name)
-            used |= read
+            used = used - made | read
     return found
 
 
-def named(source: str) -> tuple[set[str], set[str]]:
-    """The names that Python code makes or changes, and all that it mentions."""
-    made, read = set(), set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            made.add(node.name)
-        elif isinstance(node, ast.Name):
-            read.add(node.id)
-            if isinstance(node.ctx, ast.Store):
+def named(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Global names that Python code makes, those that it changes, and those that it needs."""
+    made: set[str] = set()
+    changed: set[str] = set()
+    needed: set[str] = set()
+
+    def visit(node: ast.AST, own: frozenset[str] = frozenset()) -> None:
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.For)):  # first what is on the right
+            first = node.iter if isinstance(node, ast.For) else node.value
+            rest = [child for child in ast.iter_child_nodes(node) if child is not first]
+            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+                changed.add(node.target.id)
+            for child in (first, *rest):
+                visit(child, own)
+            return
+        if isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Load) and node.id not in made | own:
+                needed.add(node.id)
+            elif isinstance(node.ctx, ast.Store) and node.id not in own:
                 made.add(node.id)
         elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
-            root = node.value
-            while isinstance(root, (ast.Attribute, ast.Subscript)):
-                root = root.value
-            made |= {root.id} if isinstance(root, ast.Name) else set()
-    return made, read
+            changed.update(n.id for n in ast.walk(node.value) if isinstance(n, ast.Name))
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        if isinstance(node, SCOPES):
+            names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+            own |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+            own |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+        for child in ast.iter_child_nodes(node):
+            visit(child, own)
+
+    visit(ast.parse(source))
+    return made, changed, needed
 
 
 def plain(source: str) -> str:
@@ -124,16 +145,26 @@ def verdict(lesson: str, exercise: str, answer: str) -> str:
         exec(solution(lesson, earlier), names)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), torch.no_grad():
+        exec(stub(lesson, exercise), names)
         exec(answer, names)
         exec(cells(lesson)[f"{exercise}-check"][0], names)
     return said.getvalue()
+
+
+def stub(lesson: str, exercise: str) -> str:
+    (text,) = (
+        source
+        for name, (source, tags, _) in cells(lesson).items()
+        if "exercise" in tags and exercise_of(name) == exercise
+    )
+    return text
 
 
 def solution(lesson: str, exercise: str) -> str:
     (text,) = (
         source
         for name, (source, tags, _) in cells(lesson).items()
-        if "answer" in tags and name in (f"{exercise}-solution", f"{exercise}-answer")
+        if "answer" in tags and exercise_of(name) == exercise
     )
     found = SOLUTION.search(text)
     assert found, exercise
