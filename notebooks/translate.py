@@ -14,7 +14,8 @@ written the new hash. Three things are filled in:
   named `comments` lists, a line `English => translation` for each;
 - links are written as in the English lesson; they lead to the lesson in the reader's language
   where there is one;
-- a line below the title, in English too, leads to the other languages.
+- a line below the title, in English too, leads to the other languages;
+- the first code cell, in English too, is the same in every lesson but for the language.
 """
 
 from __future__ import annotations
@@ -31,6 +32,24 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 LANGUAGES = {"": "English", "vi": "Tiếng Việt", "ko": "한국어"}  # by folder
 SWITCH = "languages"  # the name of the cell that leads to the other languages
+BEGIN = "begin"  # the name of the first code cell, and what it says
+FIRST_CODE = """\
+try:
+    from minigpt.study import lessons
+except ModuleNotFoundError:  # as on a hosted notebook
+    from pathlib import Path
+
+    here = Path.cwd()
+    places = [*here.glob("minigpt-*.whl"), *(p for p in here.parents if (p / "minigpt").is_dir())]
+    if not places:
+        raise ModuleNotFoundError(
+            "minigpt is not installed: put its wheel (`make wheel`) beside this notebook"
+        ) from None
+    print(f"minigpt is not installed here: installing it from {places[0]}")
+    %pip install --quiet "{places[0]}[plots]"
+    from minigpt.study import lessons
+
+lessons.speak("LANGUAGE")"""
 COMMENTS = "comments"
 
 ENTRY = re.compile(r"^<!-- ([a-z][a-z0-9-]+)(?: ([0-9a-f]{8}))? -->\n", re.MULTILINE)
@@ -71,7 +90,7 @@ def write(lesson: Path) -> list[str]:
 def stale(lesson: Path) -> list[str]:
     """What is wrong with the catalogues of a lesson, and notebooks that they would not make."""
     other = [
-        f"{path.relative_to(lesson.parent)}: not what its catalogue makes; run translate.py"
+        f"{path.relative_to(lesson.parent)}: not what translate.py makes; run it"
         for path, notebook in built(lesson).items()
         if not path.exists() or path.read_text(encoding="utf-8") != dump(notebook)
     ]
@@ -87,20 +106,42 @@ def catalogues(lesson: Path) -> dict[str, Path]:
 def built(lesson: Path) -> dict[Path, Notebook]:
     """The lesson in every language that it has, English first, by the file it belongs in."""
     original, translations = load(lesson), catalogues(lesson)
-    if not translations:
-        return {}
-    english = [cell for cell in original["cells"] if cell["id"] != SWITCH]
+    english = [cell for cell in original["cells"] if cell["id"] not in (SWITCH, BEGIN)]
     notebooks = {}
     for language in ("", *translations):
         cells = english
         if language:
             catalogue = read(translations[language])
             cells = [translated(cell, catalogue, lesson, language) for cell in english]
-        head = {**english[0], "id": SWITCH, "metadata": {}}
-        head["source"] = [switch(lesson, language, ("", *translations))]
+        head = [cells[0], begin(language)]
+        if translations:
+            text = switch(lesson, language, ("", *translations))
+            leads = {"cell_type": "markdown", "id": SWITCH, "metadata": {}, "source": [text]}
+            head.insert(1, leads)
         path = lesson.parent / language / lesson.name
-        notebooks[path] = {**original, "cells": [cells[0], head, *cells[1:]]}
+        notebooks[path] = {**original, "cells": numbered([*head, *cells[1:]])}
     return notebooks
+
+
+def begin(language: str) -> Cell:
+    """The first code cell of every lesson: installs the package where it is missing."""
+    source = FIRST_CODE.replace("LANGUAGE", language or "en").splitlines(keepends=True)
+    return {"cell_type": "code", "id": BEGIN, "metadata": {}, "outputs": [], "source": source}
+
+
+def numbered(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells as if they had been run in this order."""
+    fresh, count = [], 0
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            count += 1
+            outputs = [
+                {**output, "execution_count": count} if "execution_count" in output else output
+                for output in cell["outputs"]
+            ]
+            cell = {**cell, "execution_count": count, "outputs": outputs}
+        fresh.append(cell)
+    return fresh
 
 
 def translated(cell: Cell, catalogue: Catalogue, lesson: Path, language: str) -> Cell:
