@@ -43,18 +43,18 @@ PHRASES: dict[str, dict[str, str]] = {
         "right!": "đúng rồi!",
         "not yet: {hint}": "chưa đúng: {hint}",
         "put your answer in place of ...": "hãy viết câu trả lời thay cho ...",
-        "a {kind}, needed a tensor": "đây là {kind}, cần một tensor",
-        "shape {found}, needed {needed}": "shape là {found}, cần {needed}",
+        "a {kind}, needed a tensor": "đây là {kind}, nhưng cần một tensor",
+        "shape {found}, needed {needed}": "shape là {found}, nhưng cần {needed}",
         "NaN: a row of -inf only, or a division of 0 by 0": (
             "NaN: có hàng chỉ toàn -inf, hoặc 0 chia cho 0"
         ),
     },
     "ko": {
         "right!": "정답입니다!",
-        "not yet: {hint}": "아직입니다: {hint}",
-        "put your answer in place of ...": "... 자리에 답을 쓰세요",
+        "not yet: {hint}": "아직 아닙니다: {hint}",
+        "put your answer in place of ...": "... 자리에 답을 쓰십시오",
         "a {kind}, needed a tensor": "{kind}입니다. 텐서가 필요합니다",
-        "shape {found}, needed {needed}": "shape이 {found}입니다. {needed}이어야 합니다",
+        "shape {found}, needed {needed}": "shape는 {found}인데 {needed}이어야 합니다",
         "NaN: a row of -inf only, or a division of 0 by 0": (
             "NaN: 행 전체가 -inf이거나 0을 0으로 나누었습니다"
         ),

@@ -428,7 +428,7 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (("size - taken", "1"), "that is the number of calls"),
             (
                 ("exact.plan(rows, sizes)", "exact.plan(500, sizes)"),
-                "1 rows: add up the sizes of the calls, and take 1 off",
+                "for 1: add up the sizes of the calls, and take 1 off",
             ),
             (
                 (
@@ -642,7 +642,7 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
             (
                 ("[head * D : (head + 1) * D]", "[head]"),
-                "1 rows are zero: each head has D = 32 of them",
+                "zero rows: 1, but each head has D = 32",
             ),
             (
                 ("[head * D : (head + 1) * D]", "[(head - 1) * D : head * D]"),
