@@ -65,6 +65,10 @@ LABELS: dict[str, dict[str, str]] = {
         "length of the key": "độ dài của khóa",
         "arithmetic intensity (FLOP per byte)": "cường độ tính toán (FLOP mỗi byte)",
         "speed (GFLOP per second)": "tốc độ (GFLOP mỗi giây)",
+        "waits for memory": "chờ bộ nhớ",
+        "waits for arithmetic": "chờ phép tính",
+        "decode, rows": "decode, số hàng",
+        "prefill, tokens": "nạp trước, số token",
     },
     "ko": {
         "the GPT-2 family": "GPT-2 계열",
@@ -124,5 +128,9 @@ LABELS: dict[str, dict[str, str]] = {
         "length of the key": "키의 길이",
         "arithmetic intensity (FLOP per byte)": "연산 강도(바이트당 FLOP)",
         "speed (GFLOP per second)": "속도(초당 GFLOP)",
+        "waits for memory": "메모리를 기다림",
+        "waits for arithmetic": "연산을 기다림",
+        "decode, rows": "디코드, 행",
+        "prefill, tokens": "프리필, 토큰",
     },
 }
