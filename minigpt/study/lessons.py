@@ -6,6 +6,7 @@ other modules.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def find(name: str = BUNDLED) -> Path | None:
     if name == BUNDLED:
         return resolve(name)
     places = (WEIGHTS_DIR / name, CHECKOUT / WEIGHTS_DIR / name)
-    return next((place for place in places if (place / CONFIG).exists()), None) or cached(name)
+    with warnings.catch_warnings():  # of progress bars, which we do not need
+        warnings.filterwarnings("ignore", message="IProgress")
+        return next((place for place in places if (place / CONFIG).exists()), None) or cached(name)
 
 
 def gpt2() -> tuple[Path, str]:

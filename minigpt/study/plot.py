@@ -503,8 +503,8 @@ def roofline(
             axis.set_ticks([], minor=True)
         axes.grid()
         for x, side, words in (
-            (ridge / 1.08, "right", "waits for memory"),
-            (ridge * 1.08, "left", "waits for arithmetic"),
+            (ridge / 1.08, "right", local("waits for memory")),
+            (ridge * 1.08, "left", local("waits for arithmetic")),
         ):
             axes.text(x, top * 1.02, words, ha=side, va="bottom", fontsize=8, color=GREY)
         axes.legend(loc="lower right")
