@@ -6,8 +6,13 @@ setting here that outlives a call: it belongs to the reader, whom a process has 
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
+from minigpt.study.plot_words import LABELS
 from minigpt.support.errors import MinigptError
 
+FIELD = re.compile(r"{\w+}")
 _spoken = {"language": "en"}
 
 
@@ -36,6 +41,28 @@ def say(english: str, **values: object) -> str:
     """
     phrase = english if language() == "en" else PHRASES[language()][english]
     return phrase.format(**values) if values else phrase
+
+
+def label(english: str) -> str:
+    """What stands at an axis, in the reader's language; what has no translation stays as it is."""
+    for pattern, phrase in _labels(language()):
+        if found := pattern.fullmatch(english):
+            return phrase.format(**found.groupdict())
+    return english
+
+
+@cache
+def _labels(language: str) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of the labels, with a group for each field; the most particular first."""
+
+    def words(pair: tuple[str, str]) -> int:
+        return len(FIELD.sub("", pair[0]))
+
+    labels = sorted(LABELS.get(language, {}).items(), key=words, reverse=True)
+    return [
+        (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(english))), phrase)
+        for english, phrase in labels
+    ]
 
 
 PHRASES: dict[str, dict[str, str]] = {
