@@ -173,8 +173,8 @@ def translated(cell: Cell, catalogue: Catalogue, lesson: Path, language: str) ->
             return found[0]
         return f"](../{target}"
 
-    catalogues_here = (lesson.parent / language).glob("*.md")
-    translated_lessons = {f"{path.stem}.ipynb" for path in catalogues_here}
+    pages = list((lesson.parent / language).glob("*.md"))
+    translated_lessons = {f"{path.stem}.ipynb" for path in pages} | {path.name for path in pages}
     return {**cell, "source": LINK.sub(link, text).splitlines(keepends=True)}
 
 

@@ -335,14 +335,19 @@ a guess => đoán thử
         translate.write(lesson)
         assert "](01-next.ipynb)" in source(read(tmp_path / "vi" / lesson.name)[0])
 
-    def test_a_page_is_no_lesson_even_where_the_language_has_one_of_its_name(self, tmp_path):
-        lesson = self.lesson(tmp_path, "# 2. Title\n\nSee [this](../README.md).")
+    @pytest.mark.parametrize(
+        ("page", "there"), [("README.md", "README.md"), ("../README.md", "../../README.md")]
+    )
+    def test_the_list_of_lessons_is_the_language_s_own_the_project_s_page_is_not(
+        self, tmp_path, page, there
+    ):
+        lesson = self.lesson(tmp_path, f"# 2. Title\n\nSee [this]({page}).")
         path = self.catalogue(lesson)
-        text = path.read_text(encoding="utf-8").replace("01-next.ipynb", "../README.md")
+        text = path.read_text(encoding="utf-8").replace("01-next.ipynb", page)
         path.write_text(text, encoding="utf-8")
         (tmp_path / "vi" / "README.md").touch()
         assert translate.write(lesson) == []
-        assert "](../../README.md)" in source(read(tmp_path / "vi" / lesson.name)[0])
+        assert f"]({there})" in source(read(tmp_path / "vi" / lesson.name)[0])
 
     def test_a_changed_english_cell_is_refused_until_its_new_hash_is_there(self, tmp_path):
         self.catalogue(self.lesson(tmp_path))
