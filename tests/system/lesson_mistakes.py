@@ -9,11 +9,11 @@ from __future__ import annotations
 Wrong = str | tuple[str, str]
 
 NOTHING = "put your answer in place of ..."
-FREE_FIRST = "each text goes to the row that is free first"
-NO_ATTENTION = "attention is missing: each new token meets keys and values"
-TOO_LONG = "stop at the first wrong guess: what follows it was computed after it"
-NEIGHBOURS = "here a pair is x[i] and x[i + D/2], not two neighbours"
 WHOLE = "a row as long as the text was made: go block by block"
+NEIGHBOURS = "here a pair is x[i] and x[i + D/2], not two neighbours"
+TOO_LONG = "stop at the first wrong guess: what follows it was computed after it"
+NO_ATTENTION = "attention is missing: each new token meets keys and values"
+FREE_FIRST = "each text goes to the row that is free first"
 
 MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
     "00": {
