@@ -483,7 +483,7 @@ def roofline(
         told = []
         for n, (title, run) in enumerate(runs.items()):
             for label, (x, speed) in run.items():
-                # Lines rise to the right: a label below right or above left of a point is clear of it.
+                # Lines rise to the right: below right or above left, a label is clear of them.
                 beside, side = ((4, -11), "left") if n % 2 == 0 else ((-4, 5), "right")
                 axes.annotate(
                     label, (x, speed / 1e9), beside, textcoords="offset points", fontsize=8,
