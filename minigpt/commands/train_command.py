@@ -15,6 +15,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
 from minigpt.training.recipes import (
     OF_DATA,
+    OF_REWARDS,
     PRESETS,
     TrainConfig,
     configure,
@@ -243,6 +244,7 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
     ignored = contradictions(config, given)
     if ignored and found is None:
         why = f"task {config.task}" if ignored[0] in OF_DATA and config.task else "--from"
+        why = "method supervised" if ignored[0] in OF_REWARDS else why
         named = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         raise MinigptError(f"{named} would be ignored, as {why} says it already: leave it out")
     return config

@@ -230,6 +230,11 @@ def _require(config: TrainConfig, questions: Questions, model: GPT) -> None:
                 f"{name} is {getattr(config, name)}, needed {needed} with method {config.method}: "
                 f"the sampler would be another model than the trainer, or nothing would change"
             )
+    if config.method == "reinforce" and config.updates != 1:
+        raise MinigptError(
+            f"updates is {config.updates}, needed 1 with method reinforce: only grpo, with its "
+            f"clipped ratio, can use a batch again"
+        )
     if config.batch_size % config.group:
         raise MinigptError(
             f"batch_size is {config.batch_size} answers, needed a multiple of group "

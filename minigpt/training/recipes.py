@@ -88,7 +88,7 @@ class TrainConfig:
         METHODS,
     )
     group: int = setting(8, "grpo, reinforce: answers to each problem, compared with each other")
-    updates: int = setting(2, "grpo: updates of the weights with each batch of answers")
+    updates: int = setting(4, "grpo: updates of the weights with each batch of answers")
     clip_ratio: float = setting(
         0.2, "grpo: a token's probability may move by this part before its gradient stops"
     )
@@ -190,9 +190,9 @@ def contradictions(config: TrainConfig, given: Mapping[str, Any]) -> list[str]:
 def for_rewards(config: TrainConfig, method: str) -> TrainConfig:
     """The same model and task with numbers that suit learning from rewards."""
     return replace(
-        config, method=method, steps=200, batch_size=128, learning_rate=2e-3, schedule="constant",
-        warmup=5, weight_decay=0.0, evaluate_every=20, save_every=50,
-        updates=2 if method == "grpo" else 1,
+        config, method=method, steps=240, batch_size=128, learning_rate=2e-3, schedule="cosine",
+        warmup=5, weight_decay=0.0, evaluate_every=20, save_every=40,
+        updates=4 if method == "grpo" else 1,  # only the clipped ratio can bear more than one
     )  # fmt: skip
 
 
