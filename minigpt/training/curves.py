@@ -90,6 +90,7 @@ def draw_rewards(directory: Path) -> Path | None:
     """A picture of learning from rewards: how well it goes, and how far sampler and trainer are
     from each other. None where matplotlib is not installed."""
     try:
+        from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError:
         return None
@@ -109,9 +110,10 @@ def draw_rewards(directory: Path) -> Path | None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     top.set(ylim=(0, 1))
-    middle.set_yscale("symlog", linthresh=1e-16)  # 0 is where exact numerics lie
+    middle.set_yscale("symlog", linthresh=1e-16)  # with a 0, where exact numerics lie
+    middle.set(ylim=(-5e-17, 10), yticks=(0, 1e-14, 1e-10, 1e-6, 1e-2))
     bottom.set(xlabel="step")
-    for axes in (top, middle, bottom):
+    for axes in filter(Axes.has_data, (top, middle, bottom)):
         axes.legend()
     figure.savefig(directory / PICTURE, dpi=120)
     return directory / PICTURE

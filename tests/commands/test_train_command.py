@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from minigpt import GPT
 from minigpt.commands.cli import main
 from minigpt.training.curves import read
+from minigpt.training.tasks import TASKS
 
-SMALL = ("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--threads", "1", "--device", "cpu")
 FEW = ("--steps", "2", "--batch-size", "16", "--save-every", "1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """The directory of a model that has imitated for two steps."""
-    out = str(tmp_path_factory.mktemp("start"))
-    assert main(["train", "--task", "naming", *SMALL, "--steps", "2", "--out", out]) == 0
-    return out
+    """The directory of a small model for names, which knows none."""
+    directory, task = tmp_path_factory.mktemp("start"), TASKS["naming"]
+    GPT(replace(task.config(), n_layer=1, n_embd=16, n_head=2)).save_pretrained(directory)
+    task.tokenizer.save_pretrained(directory)
+    return str(directory)
 
 
 @pytest.fixture
