@@ -764,6 +764,8 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ("np.log(sizes), np.log(losses)", "np.log10(sizes), np.log10(losses)"),
                 "log10 goes with 10 to a power, and log with exp",
             ),
+        ],
+    },
     "11": {
         "exercise-1": [
             ("def worth(asked, answer):\n    return ...", NOTHING),
