@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from minigpt.support.errors import MinigptError
 from minigpt.support.wording import counted
 from minigpt.training.recipes import (
     OF_DATA,
+    OF_REWARDS,
     PRESETS,
     TrainConfig,
     configure,
     contradictions,
+    for_rewards,
     preset,
     read_toml,
 )
@@ -26,7 +29,8 @@ ABOUT = """\
 Every number of a run is a field below. The defaults suit a laptop; --preset toy is how the bundled
 model was made;
 --preset changes some, then --config, then the command line. Under torchrun the same command trains
-on many devices.
+on many devices. With --task and --method grpo a trained model (--from) goes on learning from what
+its own answers are worth, where nobody knows a right one: --task naming, for instance.
 """
 EXAMPLES = (
     "minigpt train --task addition --out runs/addition",
@@ -105,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
     directory = run_directory(options)
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
+    if config.method != "supervised":
+        return learn_from_rewards(directory, config, bool(options.resume), say_beside_bars)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
@@ -131,6 +137,49 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def learn_from_rewards(
+    directory: Path, config: TrainConfig, resume: bool, report: Callable[[str], object]
+) -> int:
+    """Train a model by what its own answers to a task's problems are worth.
+
+    Raises:
+        MinigptError: without a task or a model to start from.
+    """
+    from minigpt.training.answers import Questions
+    from minigpt.training.curves import draw_rewards, read
+    from minigpt.training.loop import claim
+    from minigpt.training.policy import improve
+    from minigpt.training.sources import open_source, starting_model
+    from minigpt.training.tasks import TASKS
+
+    for name, option, needed in (
+        ("task", "--task", f"one of {', '.join(TASKS)}, which can judge an answer"),
+        ("start", "--from", "a model that is right at least now and then"),
+    ):
+        if not getattr(config, name):
+            raise MinigptError(f"method {config.method} needs {option}: {needed}")
+    claim(directory, resume)
+    model = starting_model(config, open_source(config, ""))
+    config = as_it_runs(config, model.config)
+    report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
+    questions = Questions.of(TASKS[config.task])
+    state = improve(model, questions, config, directory, resume, report)
+    rows = read(directory)
+    solved = {row["step"]: row["solved"] for row in rows if "solved" in row}
+    print(f"best model         step {state.best_step:,}")
+    best = solved.get(state.best_step, 0.0)
+    print(
+        f"solved             {best:.1%} of unseen problems, {solved.get(0, 0.0):.1%} at the start"
+    )
+    off = max((row.get("ratio_error", 0.0) for row in rows), default=0.0)
+    agree = "equal to the bit in every batch" if off == 0 else f"ratio off by up to {off:.2g}"
+    print(f"sampler, trainer   {agree} ({config.numerics} numerics)")
+    print(f"training           {state.seconds:,.0f} s")
+    picture = draw_rewards(directory)
+    print(f"saved {directory}" + (f", with {picture.name}" if picture else ""))
+    return 0
+
+
 def run_directory(options: argparse.Namespace) -> Path:
     """The directory of the run."""
     if isinstance(options.resume, str):
@@ -144,7 +193,9 @@ def run_directory(options: argparse.Namespace) -> Path:
     if options.resume and options.config:
         return Path(options.config).parent
     data = Path(options.field_data or "stories").stem
-    return Path("runs", options.preset or options.field_task or data)
+    method = options.field_method or "supervised"
+    how = "" if method == "supervised" else f"-{method}"  # beside the run that it starts from
+    return Path("runs", (options.preset or options.field_task or data) + how)
 
 
 def to_resume(directory: Path) -> Path:
@@ -179,8 +230,12 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
         from minigpt.training.state import read_state
 
         _, config = read_state(found)
+    file = read_toml(options.config) if options.config else {}
+    method = given.get("method", file.get("method", "supervised"))
+    if method != "supervised" and found is None:
+        config = for_rewards(config, method)
     if options.config:
-        config = configure(config, read_toml(options.config), str(options.config))
+        config = configure(config, file, str(options.config))
     config = configure(config, given, "the command line")
     if found is not None:
         from minigpt.training.state import check_same_run, read_state
@@ -189,6 +244,7 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
     ignored = contradictions(config, given)
     if ignored and found is None:
         why = f"task {config.task}" if ignored[0] in OF_DATA and config.task else "--from"
+        why = "method supervised" if ignored[0] in OF_REWARDS else why
         named = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         raise MinigptError(f"{named} would be ignored, as {why} says it already: leave it out")
     return config

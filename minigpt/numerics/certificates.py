@@ -94,7 +94,7 @@ class AttentionShape(NamedTuple):
 
 
 class RowwiseShape(NamedTuple):
-    name: str  # "layer_norm", or an activation
+    name: str  # "layer_norm", "log_softmax", or an activation
     width: int
     place: Place
 
@@ -243,13 +243,16 @@ def packed_works(n_in: int, n_out: int, place: Place) -> bool:
 
 @cache
 def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
-    """The numbers of rows for which a norm or an activation does what it does to one row."""
+    """The numbers of rows for which a norm, a softmax or an activation does what it does to one."""
     draw = Draw(shape.place)
     call: Callable[[Tensor], Tensor]
     if shape.name == "layer_norm":
         weight, bias = draw.normal(shape.width), draw.normal(shape.width)
         call = lambda rows: F.layer_norm(rows, (shape.width,), weight, bias)  # noqa: E731
         rows = 256 + 4 * draw.normal(TILE, shape.width)  # small beside its mean: sums must round
+    elif shape.name == "log_softmax":
+        call = lambda rows: rows.log_softmax(-1)  # noqa: E731
+        rows = 4 * draw.normal(TILE, shape.width)
     else:
         call = ACTIVATION[shape.name]
         rows = draw.telling(call, TILE * shape.width).view(TILE, shape.width)

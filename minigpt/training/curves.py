@@ -86,6 +86,39 @@ def draw(directory: Path) -> Path | None:
     return directory / PICTURE
 
 
+def draw_rewards(directory: Path) -> Path | None:
+    """A picture of learning from rewards: how well it goes, and how far sampler and trainer are
+    from each other. None where matplotlib is not installed."""
+    try:
+        from matplotlib.axes import Axes
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    rows = read(directory)
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
+    styles: dict[str, tuple[Any, str, dict[str, Any]]] = {
+        "reward": (top, "sampled answers' reward", {"linewidth": 0.7}),
+        "solved": (top, "unseen problems solved", {"marker": "o"}),
+        "ratio_error": (middle, "largest |ratio - 1| at first", {"linewidth": 0.7}),
+        "sampler_kl": (middle, "KL of sampler and trainer", {"linewidth": 0.7}),
+        "clipped": (bottom, "part of the tokens clipped", {"linewidth": 0.7}),
+        "kl": (bottom, "KL from the start", {"linewidth": 0.7}),
+    }
+    for name, (axes, label, style) in styles.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    top.set(ylim=(0, 1))
+    middle.set_yscale("symlog", linthresh=1e-16)  # with a 0, where exact numerics lie
+    middle.set(ylim=(-5e-17, 10), yticks=(0, 1e-14, 1e-10, 1e-6, 1e-2))
+    bottom.set(xlabel="step")
+    for axes in filter(Axes.has_data, (top, middle, bottom)):
+        axes.legend()
+    figure.savefig(directory / PICTURE, dpi=120)
+    return directory / PICTURE
+
+
 def _board(directory: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -130,12 +130,8 @@ class Problems:
         return self.task.batch(self.seed, step, rows)
 
     def held_out(self, most: int | None = None) -> Iterator[Batch]:
-        end, question_length = self.task.tokenizer.eot_token, self.task.lengths[0]
         for part in _cut(self.task.unseen(most or PROBLEMS, SHOWN), ROWS):
-            read = torch.tensor([[*self.tokenizer.encode(q + a), end] for q, a in part])
-            targets = read[:, 1:].clone()  # (R, T)
-            targets[:, : question_length - 1] = data.IGNORED
-            yield read[:, :-1], targets
+            yield self.task.windows(part)
 
     def prompt(self) -> list[int]:
         [(question, _)] = self.task.unseen(1, SHOWN)

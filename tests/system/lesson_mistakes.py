@@ -978,6 +978,98 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
         ],
     },
+    "11": {
+        "exercise-1": [
+            ("def worth(asked, answer):\n    return ...", NOTHING),
+            ((" if is_name(answer) else 0.0", ""), "kot has all three letters, but it is no name"),
+            ((" / len(asked)", ""), "kotali has k, o and t: it is worth 1"),
+            (
+                ("sum(letter in answer for letter in asked) / len(asked)", "1.0"),
+                "kotali has none of m, u and n",
+            ),
+            (
+                (
+                    "sum(letter in answer for letter in asked)",
+                    "len(asked) * all(letter in answer for letter in asked)",
+                ),
+                "a name with two of three letters is worth 2/3",
+            ),
+            (
+                (
+                    "sum(letter in answer for letter in asked)",
+                    "sum(answer.count(letter) for letter in asked)",
+                ),
+                "a letter that comes twice counts once",
+            ),
+        ],
+        "exercise-2": [
+            ("def advantages(rewards):\n    return ...", NOTHING),
+            (("rewards.mean(1, keepdim=True)", "0"), "subtract the mean of the group first"),
+            (
+                (" / (rewards.std(1, correction=0, keepdim=True) + 1e-4)", ""),
+                "divide by the group's standard deviation",
+            ),
+            (
+                ("correction=0, ", ""),
+                "this deviation divides by one answer less: correction=0",
+            ),
+            (
+                ("rewards.std(1, correction=0, keepdim=True)", "rewards.std(correction=0)"),
+                "that is the table's deviation: each group has its own",
+            ),
+            (
+                "def advantages(rewards):\n"
+                "    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)",
+                "compare with the group: one row is one question",
+            ),
+            ((" + 1e-4", ""), "NaN: a row of -inf only, or a division of 0 by 0"),
+        ],
+        "exercise-3": [
+            ("def objective(new, old, advantage, clip=0.2):\n    return ...", NOTHING),
+            (
+                ("(new - old).exp()", "new - old"),
+                "p / p' is exp(log p - log p'): the exponential is missing",
+            ),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "ratio * advantage",
+                ),
+                "nothing is clipped: min(ratio, clipped ratio), each times the advantage",
+            ),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "ratio.clamp(1 - clip, 1 + clip) * advantage",
+                ),
+                "only the clipped one is left: take the smaller of both",
+            ),
+            (("torch.minimum", "torch.maximum"), "take the smaller one, not the larger"),
+            (("new - old", "old - new"), "the ratio is new over old"),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * advantage",
+                ),
+                "multiply with the advantage before you take the smaller one",
+            ),
+        ],
+        "exercise-4": [
+            ("def divergence(now, sampled):\n    return ...", NOTHING),
+            (("(d.exp() - 1 - d)", "(-d)"), "that is the plain estimate, which may be negative"),
+            (("(d.exp() - 1 - d)", "(d + 1 - d.exp())"), "the sign is wrong"),
+            ((".mean()", ""), "one number, please: the mean over all tokens"),
+            ((".mean()", ".sum()"), "a mean, not a sum"),
+            (("now - sampled", "sampled - now"), "d is now less sampled"),
+            ((" - 1 - d", " - d"), "the 1 is missing: where nothing differs it should be 0"),
+        ],
+        "exercise-5": [
+            ("whole = ...", NOTHING),
+            ("whole = 1000 * math.exp(0.001)", "the ratios are multiplied, not added"),
+            ("whole = math.exp(0.001)", "a thousand times a thousandth is no small thing"),
+            ("whole = 2.0", "a product of exponentials: add up the exponents"),
+        ],
+    },
 }
 
 # In place of a cell that takes long: by lesson and cell, what it leaves to those after it.

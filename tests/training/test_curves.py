@@ -8,7 +8,7 @@ import math
 import pytest
 
 from minigpt import MinigptError
-from minigpt.training.curves import LOG, Log, draw, read
+from minigpt.training.curves import LOG, Log, draw, draw_rewards, read
 
 
 def test_rows_are_read_back_exactly(tmp_path):
@@ -46,6 +46,13 @@ def test_the_picture_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / LOG).write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "held_out": 2.5}\n')
     assert draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_rewards_is_a_png_too(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = '{"step": 0, "solved": 0.1}\n{"step": 1, "reward": 0.5, "ratio_error": 0.0}\n'
+    (tmp_path / LOG).write_text(rows)
+    assert draw_rewards(tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 def without(monkeypatch, library):
