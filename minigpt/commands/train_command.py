@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.commands.options import Subcommands, add_command, threads_option
 from minigpt.config import GPTConfig
@@ -21,6 +23,14 @@ from minigpt.training.recipes import (
     preset,
     read_toml,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from minigpt.model import GPT
+    from minigpt.training.parallel import Processes
+    from minigpt.training.sources import Source
+    from minigpt.training.state import State
 
 ABOUT = """\
 Every number of a run is a field below. The defaults suit a laptop; --preset toy is how the bundled
@@ -68,7 +78,11 @@ def add(commands: Subcommands) -> None:
         metavar="DIR",
         help="where tokenized text is kept (default runs/data)",
     )
-    threads_option(command)
+    threads_option(
+        command,
+        "CPU threads (default: as many as prove fastest, where the model is small; a resumed run "
+        "keeps its own)",
+    )
     kinds = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
     for f in fields(TrainConfig):
         flags = [f"--{f.name.replace('_', '-')}", *(["--from"] if f.name == "start" else [])]
@@ -92,12 +106,13 @@ def run(options: argparse.Namespace) -> int:
 
     from minigpt.commands.models import device_named
     from minigpt.tokenizer_settings import END_OF_TEXT
-    from minigpt.training.curves import draw
-    from minigpt.training.loop import claim, train
+    from minigpt.training.curves import Artist, draw
+    from minigpt.training.loop import train
+    from minigpt.training.lora import trainable
     from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
-    from minigpt.training.sources import Problems, Text, open_source, starting_model
-    from minigpt.training.summary import summarise
+    from minigpt.training.places import claim
+    from minigpt.training.sources import Text, open_source, starting_model
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
@@ -118,17 +133,113 @@ def run(options: argparse.Namespace) -> int:
             report(f"{config.data}: {documents} ({END_OF_TEXT} ends one inside a file)")
         model = starting_model(config, source)
         config = as_it_runs(config, model.config)
-        report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
-        state = train(model, source, config, directory, ours, bool(options.resume), report)
+        count = sum(p.numel() for p in model.parameters())
+        changing = trainable(model.config, config)
+        some = f"{changing:,} of " if changing < count else ""
+        report(f"training {some}{count:,} parameters in {directory}")
+        choose_threads(options.threads, found, model, source, config, ours, report)
+        artist = Artist(directory) if first else None
+        try:
+            state = train(
+                model, source, config, directory, ours, bool(options.resume), report,
+                artist or (lambda: None), timed=True,
+            )  # fmt: skip
+        finally:
+            if artist and artist.began:
+                draw(directory)
         device, count = ours.device, ours.count
     if not first:
         return 0
     del model
-    picture = draw(directory)
-    accuracy = source.task.accuracy if isinstance(source, Problems) else None
-    print(summarise(directory, source, config, state, device, accuracy, count))
-    print(f"saved {directory}" + (f", with {picture.name}" if picture else ""))
+    tell_results(directory, source, config, state, device, count)
     return 0
+
+
+def choose_threads(
+    given: int | None,
+    found: Path | None,
+    model: GPT,
+    source: Source,
+    config: TrainConfig,
+    ours: Processes,
+    report: Callable[[str], object],
+) -> None:
+    """As many as were asked for, as the run had so far, or as prove fastest for a small model."""
+    import torch
+
+    from minigpt.training.state import read_state
+    from minigpt.training.threads import SMALL, fewest, times_by_threads
+
+    if given is not None or ours.count > 1 or ours.device.type != "cpu":
+        return
+    if found is not None:
+        threads = read_state(found)[0].threads
+        if threads:
+            torch.set_num_threads(threads)
+        return
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    if not small or config.compile or torch.get_num_threads() == 1:
+        return
+    times = times_by_threads(model, source, config)
+    threads = fewest(times)
+    torch.set_num_threads(threads)
+    tried = ", ".join(f"{1e3 * took:.0f} ms with {n}" for n, took in times.items())
+    report(f"computing with {counted(threads, 'thread')} (tried: {tried}; --threads sets it)")
+
+
+def tell_results(
+    directory: Path,
+    source: Source,
+    config: TrainConfig,
+    state: State,
+    device: torch.device,
+    processes: int,
+) -> None:
+    """What the run came to, what it has learned to write, and what may be done with it."""
+    from minigpt.training.curves import PICTURES
+    from minigpt.training.sources import Problems
+    from minigpt.training.summary import summarise
+
+    accuracy = source.task.accuracy if isinstance(source, Problems) else None
+    print(summarise(directory, source, config, state, device, accuracy, processes))
+    pictures = [name for name in PICTURES if (directory / name).is_file()]
+    print(f"saved {directory}" + (f", with {' and '.join(pictures)}" if pictures else ""))
+    prompt = tell_samples(directory, source, config, device)
+    print("\nnext")
+    for command in what_next(directory, prompt, config.steps):
+        print(f"  {command}")
+
+
+def tell_samples(directory: Path, source: Source, config: TrainConfig, device: torch.device) -> str:
+    """What the model makes of some beginnings, before and after training; the first of them."""
+    from minigpt.model import GPT
+    from minigpt.training.sources import starting_model
+    from minigpt.training.writing import before_and_after
+
+    task = bool(config.task)
+    if config.sample_tokens:
+        before = starting_model(config, source).to(device).eval()
+        before.numerics = "fast"
+        after = GPT.from_pretrained(directory, device=device, numerics="fast")
+        told = before_and_after(before, after, source, config.sample_tokens, 3 if task else 1)
+        if told:
+            what = "unseen problems" if task else "the same beginning"
+            print(f"\n{what}, before and after training")
+            print("\n".join(map(str, told)))
+            return told[0].prompt
+    found = source.beginnings(1)
+    return source.tokenizer.decode(found[0].tokens) if found else ""
+
+
+def what_next(directory: Path, prompt: str, steps: int) -> list[str]:
+    """Commands to go on with, of this very run."""
+    place = shlex.quote(str(directory))
+    return [
+        f"minigpt generate --model {place} --prompt {shlex.quote(prompt)}",
+        f"minigpt train --resume {place} --steps {2 * steps}",
+        f"minigpt inspect {place}",
+        f"minigpt curves {place}",
+    ]
 
 
 def run_directory(options: argparse.Namespace) -> Path:
@@ -149,7 +260,7 @@ def run_directory(options: argparse.Namespace) -> Path:
 
 def to_resume(directory: Path) -> Path:
     """The checkpoint to go on from."""
-    from minigpt.training.loop import CHECKPOINTS
+    from minigpt.training.places import CHECKPOINTS
     from minigpt.training.state import newest_checkpoint
 
     found = newest_checkpoint(directory / CHECKPOINTS)

@@ -93,7 +93,9 @@ class TrainConfig:
     sample_every: int = setting(
         0, "steps between samples of text; 0: none (nor when sharded)", (), True
     )
-    sample_tokens: int = setting(60, "tokens in each of them", (), True)
+    sample_tokens: int = setting(
+        400, "tokens in each of them at most, where the text does not end before", (), True
+    )
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
     stored: str = setting("float32", "dtype of the best model's file", STORED)

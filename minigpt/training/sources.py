@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,15 @@ from minigpt.training.tasks import TASKS, Problem, Task
 ROWS = 64  # windows in one pass of an evaluation
 PROBLEMS = 1_000  # unseen ones to evaluate on, where all of them would be too many ...
 SHOWN = 1  # ... drawn from this seed; accuracy at the end is measured on those of another
+WORDS, LONGEST_BEGINNING = 4, 40  # of a text that a sample goes on from; tokens, at most
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (R, T) int64; a target of -100 does not count
+
+
+class Beginning(NamedTuple):
+    """Where a sample starts."""
+
+    tokens: list[int]
+    wanted: str  # what should follow, of a problem; "": anything
 
 
 class Source(Protocol):
@@ -51,8 +59,17 @@ class Source(Protocol):
         """Windows that are never trained on, at most so many, always the same."""
         ...
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the held-out text, in UTF-8; None: it is no text."""
+        ...
+
     def prompt(self) -> list[int]:
         """What a sample begins with."""
+        ...
+
+    def beginnings(self, count: int) -> list[Beginning]:
+        """Up to so many beginnings of held-out texts, or problems that are never trained on."""
         ...
 
     def fingerprint(self) -> str:
@@ -101,9 +118,31 @@ class Text:
             read = torch.from_numpy(tokens[positions].astype(np.int64))  # (R, T + 1)
             yield read[:, :-1], read[:, 1:]
 
+    @property
+    def bytes_per_token(self) -> float:
+        return self.corpus.bytes_per_token
+
     def prompt(self) -> list[int]:
         end = self.tokenizer.eot_token
         return [int(self.corpus.held_out[0]) if end is None else end]
+
+    def beginnings(self, count: int) -> list[Beginning]:
+        tokens, end = self.corpus.held_out, self.tokenizer.eot_token
+        most = min(LONGEST_BEGINNING, max(1, self.width // 2))
+        starts = [0, *(np.flatnonzero(tokens[: 2**20] == end) + 1).tolist()]
+        found: list[Beginning] = []
+        for start in starts:
+            if len(found) == count:
+                break
+            taken: list[int] = []
+            for token in tokens[start : start + most].tolist():
+                words = self.tokenizer.decode([*taken, token]).split()
+                if token == end or len(words) > WORDS:
+                    break
+                taken.append(token)
+            if taken:
+                found.append(Beginning(taken, ""))
+        return found
 
     def fingerprint(self) -> str:
         training = self.corpus.training
@@ -137,9 +176,17 @@ class Problems:
             targets[:, : question_length - 1] = data.IGNORED
             yield read[:, :-1], targets
 
+    @property
+    def bytes_per_token(self) -> None:
+        return None
+
     def prompt(self) -> list[int]:
         [(question, _)] = self.task.unseen(1, SHOWN)
         return self.tokenizer.encode(question)
+
+    def beginnings(self, count: int) -> list[Beginning]:
+        problems = self.task.unseen(count, SHOWN)
+        return [Beginning(self.tokenizer.encode(q), wanted) for q, wanted in problems]
 
     def fingerprint(self) -> str:
         return f"{self.task.name}-{self.tokenizer.fingerprint[:16]}"

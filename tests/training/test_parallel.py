@@ -94,7 +94,7 @@ def forget_after(directory: Path, step: int) -> None:
 
 class TestTwoProcesses:
     def test_have_the_loss_curve_of_one(self, two, alone):
-        assert len(losses(two)) == 15
+        assert len(losses(two)) == 16
         assert losses(two) == pytest.approx(losses(alone), rel=TOLERANCE)
 
     def test_end_with_the_weights_of_one(self, two, alone):
@@ -141,4 +141,4 @@ def test_torchrun_runs_the_command_and_only_the_first_process_tells(tmp_path):
     )  # fmt: skip
     assert done.stdout.count("held-out loss") == 1
     assert done.stderr.count("step 2: held-out loss") == 1
-    assert len(read(tmp_path)) == 3
+    assert len(read(tmp_path)) == 4
