@@ -72,6 +72,14 @@ def add(commands: Subcommands) -> None:
         "--steps, evaluation, device and a moved --data may be given",
     )
     command.add_argument(
+        "--eval",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="train nothing: measure the best model of the run in DIR (or --out), or the one of "
+        "--from, on all that is held out, with intervals of 95%%",
+    )
+    command.add_argument(
         "--cache",
         type=Path,
         default=Path("runs/data"),
@@ -117,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
+    if options.eval:
+        return evaluate_only(options)
     directory = run_directory(options)
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
@@ -152,6 +162,37 @@ def run(options: argparse.Namespace) -> int:
         return 0
     del model
     tell_results(directory, source, config, state, device, count)
+    return 0
+
+
+def evaluate_only(options: argparse.Namespace) -> int:
+    """Measure a model on what its run, or the command line, holds out."""
+    from minigpt.commands.models import device_named, one_thread_if_small
+    from minigpt.model import GPT
+    from minigpt.training.measurement import measure_model
+    from minigpt.training.run_table import read_run
+    from minigpt.training.sources import open_source
+
+    place = options.eval if isinstance(options.eval, str) else options.out
+    if place is None and not options.field_start:
+        raise MinigptError(
+            "--eval needs a model to measure: name a run's directory (--eval DIR), or a checkpoint "
+            "and its data (--from SOURCE --data FILE --eval)"
+        )
+    if place is None:
+        config = configured(options)
+        model_at: str | Path = config.start
+    else:
+        found, model_at = read_run(place), Path(place)
+        if found.recipe is None:
+            raise MinigptError(f"{place} holds no model yet: wait for the run's first evaluation")
+        config = configure(found.recipe, given_fields(options), "the command line")
+        if config.start and not config.task:  # its tokenizer lies beside the best model, too
+            config = replace(config, start=str(place))
+    source = open_source(config, options.cache)
+    model = GPT.from_pretrained(model_at, device=device_named(config.device), numerics="fast")
+    one_thread_if_small(model, options.threads)
+    print(measure_model(model, source))
     return 0
 
 
@@ -279,11 +320,7 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
     Raises:
         MinigptError: for flags that would be ignored, or with which the run cannot be resumed.
     """
-    given = {
-        f.name: value
-        for f in fields(TrainConfig)
-        if (value := getattr(options, f"field_{f.name}")) is not None
-    }
+    given = given_fields(options)
     if found is None or options.preset:
         config = preset(options.preset or options.field_task or "stories")
     else:
@@ -303,6 +340,15 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
         named = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         raise MinigptError(f"{named} would be ignored, as {why} says it already: leave it out")
     return config
+
+
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Those that were set on the command line."""
+    return {
+        f.name: value
+        for f in fields(TrainConfig)
+        if (value := getattr(options, f"field_{f.name}")) is not None
+    }
 
 
 def as_it_runs(config: TrainConfig, shape: GPTConfig) -> TrainConfig:

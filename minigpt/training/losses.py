@@ -35,11 +35,6 @@ class Evaluation(NamedTuple):
     right: float  # part of the windows whose every target that counts is the likeliest token
     windows: int
 
-    @property
-    def interval(self) -> float:
-        """The true loss is within so many nats of `loss`, 95 times of 100."""
-        return 1.96 * self.error
-
 
 def evaluate(
     model: GPT, batches: Iterable[tuple[Tensor, Tensor]], processes: Processes | None = None

@@ -700,6 +700,22 @@ class TestTrain:
         state = newest_checkpoint(tmp_path / "out" / "checkpoints") / "state.json"
         assert json.loads(state.read_text())["threads"] == 1
 
+    def test_measures_a_run_again_without_training(self, train, text, tmp_path, capsys):
+        cache = ("--cache", str(tmp_path / "cache"))
+        _, trained, _ = train("--data", text, "--tokenizer", "byte", "--n-positions", "16")
+        log = (tmp_path / "out" / "log.jsonl").read_text()
+        assert main(["train", "--eval", str(tmp_path / "out"), *cache]) == 0
+        out = capsys.readouterr().out
+        loss = re.search(r"held-out loss +([\d.]+)", trained)[1]
+        assert re.search(rf"held-out loss +{loss} ± 0\.\d+ nats per token, over \d+ windows", out)
+        assert (tmp_path / "out" / "log.jsonl").read_text() == log
+
+    def test_measures_a_checkpoint_on_held_out_text(self, directory, text, tmp_path, capsys):
+        cache = ("--cache", str(tmp_path / "cache"))
+        given = ("--from", str(directory), "--data", text, "--n-positions", "16")
+        assert main(["train", *given, "--eval", *cache]) == 0
+        assert "bits per byte" in capsys.readouterr().out
+
     def test_leaves_its_curves_also_when_it_is_stopped(self, train, monkeypatch, tmp_path):
         pytest.importorskip("matplotlib")
         monkeypatch.setattr(Run, "save", lambda self: 1 / 0)
