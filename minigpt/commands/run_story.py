@@ -1,4 +1,4 @@
-"""What `minigpt train` tells around a run: how it is computed, what came out, what may come next."""
+"""What `minigpt train` tells around a run: how it computes, what came out, what may come next."""
 
 from __future__ import annotations
 
@@ -15,8 +15,28 @@ if TYPE_CHECKING:
     from minigpt.model import GPT
     from minigpt.training.parallel import Processes
     from minigpt.training.recipes import TrainConfig
-    from minigpt.training.sources import Source
+    from minigpt.training.sources import Mixture, Source, Text
     from minigpt.training.state import State
+
+
+def told_of_data(config: TrainConfig, source: Text | Mixture) -> list[str]:
+    """A line for each text: how much it is, and how often it is drawn where there are several."""
+    from minigpt.tokenizer_settings import END_OF_TEXT
+    from minigpt.training.documents import named_sources
+    from minigpt.training.sources import Mixture
+
+    parts = source.parts if isinstance(source, Mixture) else (source,)
+    lines = []
+    for number, ((place, _), part) in enumerate(
+        zip(named_sources(config.data), parts, strict=True)
+    ):
+        corpus = part.corpus
+        line = f"{place}: {counted(corpus.documents, 'document')}"
+        if isinstance(source, Mixture):
+            count = counted(len(corpus.training), "token")
+            line += f", {count} to train on, {source.shares[number]:.1%} of the windows"
+        lines.append(line + ("" if number else f" ({END_OF_TEXT} ends one inside a file)"))
+    return lines
 
 
 def choose_threads(

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.commands.options import Subcommands, add_command, threads_option
-from minigpt.commands.run_story import choose_threads, tell_results
+from minigpt.commands.run_story import choose_threads, tell_results, told_of_data
 from minigpt.config import GPTConfig
 from minigpt.support.errors import MinigptError
-from minigpt.support.wording import counted
 from minigpt.training.recipes import (
     OF_DATA,
     PRESETS,
@@ -96,6 +95,8 @@ def add(commands: Subcommands) -> None:
         else:
             kind, metavar = kinds[str(f.type)]
             choices = f.metadata["choices"]
+            if f.name == "data":
+                about["nargs"] = "+"
             about |= {"choices": choices} if choices else {"metavar": metavar}
             command.add_argument(*flags, type=kind, **about)
 
@@ -104,14 +105,13 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
-    from minigpt.tokenizer_settings import END_OF_TEXT
     from minigpt.training.curves import Artist, draw
     from minigpt.training.loop import train
     from minigpt.training.lora import trainable
     from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
     from minigpt.training.places import claim
-    from minigpt.training.sources import Text, open_source, starting_model
+    from minigpt.training.sources import Mixture, Text, open_source, starting_model
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
@@ -129,9 +129,9 @@ def run(options: argparse.Namespace) -> int:
         if config.compile:
             require_compiler(ours.device)  # before text is tokenized, which may take minutes
         source = open_source(config, options.cache)
-        if isinstance(source, Text):
-            documents = counted(source.corpus.documents, "document")
-            report(f"{config.data}: {documents} ({END_OF_TEXT} ends one inside a file)")
+        if isinstance(source, (Text, Mixture)):
+            for line in told_of_data(config, source):
+                report(line)
         model = starting_model(config, source)
         config = as_it_runs(config, model.config)
         count = sum(p.numel() for p in model.parameters())
@@ -199,7 +199,7 @@ def run_directory(options: argparse.Namespace) -> Path:
         return Path(options.out)
     if options.resume and options.config:
         return Path(options.config).parent
-    data = Path(options.field_data or "stories").stem
+    data = Path((options.field_data or ["stories"])[0]).stem
     return Path("runs", options.preset or options.field_task or data)
 
 
@@ -249,7 +249,7 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were set on the command line."""
     return {
-        f.name: value
+        f.name: "\n".join(value) if isinstance(value, list) else value
         for f in fields(TrainConfig)
         if (value := getattr(options, f"field_{f.name}")) is not None
     }

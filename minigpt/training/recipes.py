@@ -45,7 +45,11 @@ class TrainConfig:
 
     # What to learn from
     data: str = setting(
-        "stories:41000", "text file, folder, JSONL, or stories:N, made up", (), True
+        "stories:41000",
+        "text, JSONL (each also .gz), a folder, or stories:N, made up; several: a.txt:2 b/:1, with "
+        "how often each is drawn",
+        (),
+        True,
     )
     task: str = setting("", "a built-in task to learn instead; it needs no data")
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")

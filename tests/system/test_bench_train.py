@@ -9,7 +9,8 @@ import torch
 
 from minigpt.bench.contest import Contest
 from minigpt.bench.train_section import measure_train, plain_loop, step_times
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.recipes import preset
 from minigpt.training.sources import Text, starting_model
 

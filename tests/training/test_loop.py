@@ -13,9 +13,10 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError, Tokenizer
 from minigpt.checkpoint import weights
+from minigpt.tokenizer import byte_tokenizer
 from minigpt.training import state as checkpoint
 from minigpt.training.curves import read
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.loop import CHECKPOINTS, Run, rate, train
 from minigpt.training.losses import Evaluation, evaluate
 from minigpt.training.parallel import Processes

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.losses import assess
 from minigpt.training.measurement import measure_model, share_interval
 from minigpt.training.sources import SHOWN, Problems, Text

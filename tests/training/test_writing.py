@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.sources import Beginning, Problems, Text
 from minigpt.training.tasks import TASKS
 from minigpt.training.writing import BEFORE, before_and_after, continue_beginning
