@@ -43,7 +43,7 @@ def chart_lines(rows: Sequence[Mapping[str, Any]], steps: int, columns: int) -> 
     width = columns - BESIDE - 10  # of the canvas, in characters
     beside = _beside(rows)
     canvas, low, high = _canvas(rows, steps, width)
-    labels = [f"{high:7.4g} ┤", *["        │"] * (ROWS - 2), f"{low:7.4g} ┤"]
+    labels = [f"{high:7.4g} ┌", *["        │"] * (ROWS - 2), f"{low:7.4g} ┤"]
     lines = [
         f"{label}{line}  {text}".rstrip()
         for label, line, text in zip(labels, canvas, [*beside, *[""] * ROWS][:ROWS], strict=True)

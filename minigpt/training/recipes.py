@@ -276,8 +276,8 @@ PRESETS: dict[str, TrainConfig] = {
     # Products beside every matrix of the blocks. They start at zero and so take a rate a hundred
     # times that of the weights; few steps, for small data are soon known by heart.
     "lora": TrainConfig(
-        start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=5e-3,
-        warmup=20, dropout=0.05, weight_decay=0.0, lora_rank=8, lora_on=",".join(PROJECTIONS),
+        start="gpt2", held_out=0.1, steps=300, batch_size=8, accumulate=4, learning_rate=5e-3,
+        warmup=30, dropout=0.05, weight_decay=0.0, lora_rank=8, lora_on=",".join(PROJECTIONS),
         evaluate_every=20, save_every=100, sample_tokens=200, beta2=0.99,
     ),
     **{name: _for_task(task) for name, task in TASKS.items()},
