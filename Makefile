@@ -16,7 +16,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A set-up that was stopped half way, or a .venv whose Python has gone: begin again.
 BROKEN := $(shell test ! -e .venv || { test ! -e .venv/.unfinished && test -x $(BIN)/python; } || echo start-over)
 
-.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks picture images gpu-check lint toy describe clean start-over
+.PHONY: help setup demo test test-all fuzz bench notebooks check-notebooks write-notebooks wheel picture images gpu-check lint toy describe clean start-over
 .NOTPARALLEL: # one pip at a time
 .DEFAULT_GOAL := help
 
@@ -60,6 +60,9 @@ notebooks: .venv/.has-notebooks ## open the lessons in Jupyter
 
 check-notebooks: .venv/.has-notebooks ## run every lesson and its exercises, compare what they show
 	$(BIN)/python notebooks/check.py $(ARGS)
+
+wheel: .venv/.has-notebooks ## build the wheel into dist: with the bundled model, for other machines
+	$(BIN)/python -m hatchling build -t wheel
 
 write-notebooks: .venv/.has-notebooks ## run every lesson and keep what it shows now
 	$(BIN)/python notebooks/check.py --write $(ARGS)

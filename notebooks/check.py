@@ -1,6 +1,8 @@
 """Runs the lessons and holds them to what they show: `python notebooks/check.py [--write] [FILE]`.
 
-Each notebook runs once, from top to bottom. Every cell must run, every text output must be the
+Each notebook runs once, from top to bottom, as a reader has it who owns no checkout: in an empty
+folder, with what the wheel holds. (With --here it runs where it lies, with this checkout: there
+lessons find GPT-2 in `weights/gpt2`.) Every cell must run, every text output must be the
 committed one (cells tagged "varies" excepted, and pictures), and every exercise must reject its
 stub and accept its own solution. With --write the new outputs are stored instead of compared, and
 the translations built from them (see translate.py).
@@ -12,8 +14,11 @@ import argparse
 import difflib
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +29,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 SECONDS = 600  # that a single cell may take
+CHECKOUT = Path(__file__).resolve().parent.parent
+WHICH = "import minigpt\nassert minigpt.__file__.startswith({!r}), minigpt.__file__"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 
 
@@ -31,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 when the lessons hold, 1 when one does not."""
     parser = argparse.ArgumentParser(description="Run the lessons and compare their outputs.")
     parser.add_argument("--write", action="store_true", help="store the new outputs instead")
+    parser.add_argument("--here", action="store_true", help="run them in this checkout")
     parser.add_argument("files", nargs="*", type=Path, help="default: all of notebooks/*.ipynb")
     options = parser.parse_args(arguments)
     files = options.files or sorted(Path(__file__).resolve().parent.glob("*.ipynb"))
@@ -38,21 +46,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not file.is_file():
             parser.error(f"there is no file {file}")  # exit code 2
     failed = False
-    for file in files:
-        print(f"{file.name}: ", end="", flush=True)
-        began = time.perf_counter()
-        problems = list(check(file, options.write))
-        print(f"{len(problems)} wrong, {time.perf_counter() - began:.0f} s")
-        print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
-        failed |= bool(problems)
+    with tempfile.TemporaryDirectory() as folder:
+        package = CHECKOUT if options.here else installed(Path(folder))
+        for file in files:
+            print(f"{file.name}: ", end="", flush=True)
+            began = time.perf_counter()
+            problems = list(check(file, options.write, package))
+            print(f"{len(problems)} wrong, {time.perf_counter() - began:.0f} s")
+            print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
+            failed |= bool(problems)
     return int(failed)
 
 
-def check(file: Path, write: bool) -> Iterator[str]:
-    """What is wrong with a lesson and its translations: a cell's id, and why."""
+def installed(folder: Path) -> Path:
+    """Where the contents of the wheel lie, built from this checkout: all that pip would install."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "dist"]
+    done = subprocess.run(build, cwd=CHECKOUT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the wheel could not be built: {done.stderr}")
+    (wheel,) = (folder / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def check(file: Path, write: bool, package: Path) -> Iterator[str]:
+    """What is wrong with a lesson and its translations: a cell's id, and why.
+
+    `package` is the folder that the lesson takes minigpt from. It runs in an empty one, unless that
+    is the checkout.
+    """
     committed, fresh = nbformat.read(file, 4), nbformat.read(file, 4)
     exercises = add_solutions(fresh)
-    problem = run(fresh, file.parent)
+    fresh.cells.insert(0, added("package", WHICH.format(str(package))))
+    with tempfile.TemporaryDirectory() as empty:
+        problem = run(fresh, file.parent if package == CHECKOUT else Path(empty), package)
     if problem:
         yield problem
         return
@@ -94,15 +122,18 @@ def add_solutions(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNo
             "stub": "\n\n".join(stubs),
         }
         for name, source in added_sources.items():
-            added = nbformat.v4.new_code_cell(source, id=f"{cell.id}-{name}")
-            added.metadata.added = True
-            cells.append(added)
+            cells.append(added(f"{cell.id}-{name}", source))
         exercises.append((cell, cells[-2]))
     notebook.cells = cells
     return exercises
 
 
-def run(notebook: NotebookNode, folder: Path) -> str:
+def added(name: str, source: str) -> NotebookNode:
+    """A cell that is run, and does not stay."""
+    return nbformat.v4.new_code_cell(source, id=name, metadata=NotebookNode(added=True))
+
+
+def run(notebook: NotebookNode, folder: Path, package: Path) -> str:
     """Run all cells, offline and in this folder; returns what stopped it, or nothing."""
     begun: list[str] = []
     client = NotebookClient(
@@ -111,7 +142,7 @@ def run(notebook: NotebookNode, folder: Path) -> str:
         on_cell_start=lambda cell, cell_index: begun.append(cell.id),
     )  # fmt: skip
     try:
-        client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(package)})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # without colours
         return f"{begun[-1] if begun else 'kernel'}: {message}"

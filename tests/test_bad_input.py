@@ -283,7 +283,7 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("score", *SAVED, "{saved}/model.safetensors"), "is not UTF-8 text"),
     (("score", *SAVED, "{saved}/config.json", "--stride", "0"), "stride is 0, needed"),
     (("verify", *SAVED, "--prompt", "\udcff"), "text has a lone surrogate"),
-    (("verify", *SAVED, "--tokens", str(10**4)), "has 10000 tokens, needed 2 to 32"),
+    (("verify", *SAVED, "--tokens", str(10**4)), "has 10,000 tokens, needed 2 to 32"),
     (("inspect", "./nowhere"), "there is no directory './nowhere'"),
     (("inspect", "{saved}", "--batch", "0"), "batch is 0, needed"),
     (("inspect", "{saved}", "--memory", "lots"), "the size is 'LOTS', needed"),

@@ -454,6 +454,15 @@ def test_a_damaged_vocabulary_is_an_error(toy_directory, content):
         Tokenizer.from_pretrained(toy_directory)
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "config.json"])
+def test_a_file_that_git_lfs_has_not_fetched_is_an_error(toy_directory, name):
+    if name == "config.json":  # read only where nothing else says which tokenizer it is
+        (toy_directory / "vocab.json").unlink()
+    (toy_directory / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1")
+    with pytest.raises(MinigptError, match=rf"{name} is a pointer of git-lfs, .* `git lfs pull`"):
+        Tokenizer.from_pretrained(toy_directory)
+
+
 def test_a_tokenizer_json_of_another_kind_is_an_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}', encoding="utf-8")
     with pytest.raises(MinigptError, match="model.type is 'WordPiece'"):

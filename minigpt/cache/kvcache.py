@@ -27,6 +27,7 @@ from minigpt.numerics.base import RowModule
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory, zeros
+from minigpt.support.wording import counted
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ class KVCache(ABC):
             wanted, held = listed(length), self._lengths
             if len(wanted) != self.batch_size:
                 raise MinigptError(
-                    f"{len(wanted)} lengths were given for {self.batch_size} rows: give one for "
+                    f"length has {counted(len(wanted), 'number')} for "
+                    f"{counted(self.batch_size, 'row')}: give one for "
                     f"each, or a single number for all"
                 )
         else:
@@ -471,7 +473,7 @@ class KVCache(ABC):
     def _check_room(self, batch_size: int, count: int) -> None:
         if batch_size != self.batch_size:
             raise MinigptError(
-                f"this cache holds {self.batch_size} rows and was given {batch_size}: "
+                f"this cache holds {counted(self.batch_size, 'row')} and was given {batch_size}: "
                 f"make one with model.new_cache(batch_size={batch_size})"
             )
         if len(self) + count > self.capacity:

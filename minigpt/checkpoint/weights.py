@@ -43,7 +43,6 @@ _PREFIXES = re.compile(
 _CHUNK_BYTES = 4 * 2**20  # converted at a time; what conversion needs beyond its result
 _LARGEST_JSON = 2**22  # bytes: GPT-2's config.json has 1 KB, an index 100 for each tensor
 _LARGEST_HEADER = 2**21  # bytes: 1,500 layers; GPT-2's has 15 KB
-_LFS_NOTE = b"version https://git-lfs"  # as its pointer files begin
 _UNFINISHED = (
     "// An interrupted save: minigpt knows which half counts; saving here again ends it.\n"
 )
@@ -347,12 +346,7 @@ def check_header(file: Path) -> None:
     """
     plain_file(file)
     with file.open("rb") as opened:
-        begin = opened.read(len(_LFS_NOTE))
-    if begin == _LFS_NOTE:
-        raise MinigptError(
-            f"{file} is a pointer of git-lfs, not the weights: run `git lfs pull` in {file.parent}"
-        )
-    size = int.from_bytes(begin[:8], "little")
+        size = int.from_bytes(opened.read(8), "little")
     if size > _LARGEST_HEADER:
         raise OSError(f"its header has {size:,} bytes, needed at most {_LARGEST_HEADER:,}")
 

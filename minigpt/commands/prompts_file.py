@@ -173,5 +173,7 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
         raise MinigptError(f"{path} does not exist: write a prompt on each line of it") from error
+    except MinigptError:
+        raise
     except (OSError, ValueError) as error:
         raise MinigptError(f"{path} cannot be read ({reason(error)})") from error

@@ -23,6 +23,7 @@ from minigpt.numerics.copies import recheck
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.wording import counted
 
 MOST_ROWS = 2**16
 
@@ -90,7 +91,10 @@ def generate_batch(
     given = range(seed, seed + count) if is_whole(seed) else seed
     seeds = listed(given, "seed")  # type: ignore[arg-type]  # mypy: still perhaps an int
     if len(seeds) != count:
-        raise MinigptError(f"{len(seeds)} seeds were given for {count} rows, needed one for each")
+        raise MinigptError(
+            f"seed has {counted(len(seeds), 'number')} for {counted(count, 'row')}, needed one for "
+            f"each"
+        )
     sampler = Sampler(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,

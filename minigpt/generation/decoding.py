@@ -25,6 +25,7 @@ from minigpt.numerics.recorder import recording
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.wording import counted
 
 POLICIES = ("stop", "reprefill")
 IDS = "a list of token ids"
@@ -101,7 +102,7 @@ class Row:
                 )
         if len(window) > config.n_positions:
             raise MinigptError(
-                f"the prompt has {len(window)} tokens, but this model's context is "
+                f"the prompt has {counted(len(window), 'token')}, but this model's context is "
                 f"{config.n_positions}: shorten it"
             )
         self.model = model
@@ -290,13 +291,14 @@ def keep_common_prefix(cache: KVCache, window: Sequence[int]) -> int:
     """
     if cache.tokens is None or cache.batch_size != 1:
         raise MinigptError(
-            f"this cache has {cache.batch_size} rows"
+            f"this cache has {counted(cache.batch_size, 'row')}"
             + ("" if cache.tokens is not None else " and does not know its tokens")
             + ", needed one row that was filled by this program: select one, or make a new cache"
         )
     if len(window) > cache.capacity:
         raise MinigptError(
-            f"the prompt has {len(window)} tokens, but the cache has room for {cache.capacity}: "
+            f"the prompt has {counted(len(window), 'token')}, but the cache has room for "
+            f"{cache.capacity}: "
             f"make one with a larger max_length"
         )
     (held,) = cache.tokens

@@ -22,6 +22,7 @@ from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 from minigpt.support.tables import table
 from minigpt.support.tokens import listed_tokens
+from minigpt.support.wording import counted
 
 Kind = str | tuple[str, Mapping[str, int]]
 
@@ -131,7 +132,7 @@ def compare_caches(
     ids = listed_tokens(ids, "the text", model.config.vocab_size)
     T, limit = len(ids), model.config.n_positions
     if not 3 <= T <= limit:
-        raise MinigptError(f"the text to compare on has {T} tokens, needed 3 to {limit}")
+        raise MinigptError(f"the text to compare on has {counted(T, 'token')}, needed 3 to {limit}")
     why = f"two of the text's {T} tokens are left to decode"
     prompt = whole("prompt", T // 2 if prompt is None else prompt, 1, T - 2, why)
     pairs = [_pair(kind) for kind in listed(kinds, "kinds")]

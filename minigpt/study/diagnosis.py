@@ -17,6 +17,7 @@ from torch import Tensor
 from minigpt.model import GPT
 from minigpt.numerics.recorder import Recorded, recording
 from minigpt.support.modes import evaluating
+from minigpt.support.wording import counted
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Diagnosis:
     def __str__(self) -> str:
         before = {0: "it is the first of all", 1: "the operation before it agrees to the bit"}
         agree = f"the {self.operations_before} operations before it agree to the bit"
+        rows = counted(self.rows, "position")
         lines = [
             f"first to differ: {self.operation} ({self.kind}, {self.shape}), at {self.unequal} of "
-            f"{self.rows} positions, by up to {self.max_difference:.2g}; "
+            f"{rows}, by up to {self.max_difference:.2g}; "
             f"{before.get(self.operations_before, agree)}",
             *(f"why: {cause}" for cause in self.causes),
         ]
@@ -102,10 +104,11 @@ def _causes(call: Recorded, unequal: list[int]) -> Iterator[str]:
     if agrees_alone():
         yield "this call alone does not repeat the difference: the same call gave other bits twice"
         return
+    rows = counted(T, "row")
     many = threads > 1 and call.output.device.type == "cpu"
     if many and _on_one_thread(agrees_alone):
         yield (
-            f"thread split: with {threads} threads the work of {T} rows is cut between threads "
+            f"thread split: with {threads} threads the work of {rows} is cut between threads "
             f"where that of one row is not, and numbers at a cut go through other code or are "
             f"added up in another order; on one thread the bits agree"
         )
@@ -130,7 +133,7 @@ def _causes(call: Recorded, unequal: list[int]) -> Iterator[str]:
         return
     what = "adds up each row's terms" if call.kind == "linear" else "computes each row"
     yield (
-        f"row count: a call of 1 row runs another kernel than a call of {T} rows, and {what} in "
+        f"row count: a call of 1 row runs another kernel than a call of {rows}, and {what} in "
         f"another order{also}"
     )
     low = {n: max(0, t + 1 - n) for n in _FEW if n < T}

@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 
 from minigpt.config import GPTConfig
+from minigpt.study import spoken
 from minigpt.study.diagram_words import WORDS
 from minigpt.support.errors import MinigptError
 from minigpt.support.files import write_text
@@ -137,8 +138,9 @@ def _words(language: str) -> dict[str, str]:
 # --- the diagrams ---------------------------------------------------------------------------------
 
 
-def block(config: GPTConfig, language: str = "en") -> Diagram:
+def block(config: GPTConfig, language: str = "") -> Diagram:
     """The whole model: embeddings, one block and how often it stands there, the tied head."""
+    language = language or spoken.language()
     say, draw = _words(language), _Canvas()
     C, V, P, D = config.n_embd, config.vocab_size, config.n_positions, config.head_dim
     stream, left, right = 80, 150, 540
@@ -177,7 +179,7 @@ def block(config: GPTConfig, language: str = "en") -> Diagram:
     return draw.finished("block", say, language, L=str(config.n_layer), H=str(config.n_head))
 
 
-def cache_grid(config: GPTConfig, language: str = "en", prompt: int = 4, steps: int = 4) -> Diagram:
+def cache_grid(config: GPTConfig, language: str = "", prompt: int = 4, steps: int = 4) -> Diagram:
     """Pass by pass what is computed and what is kept: the prefill, then decode steps.
 
     Args:
@@ -186,6 +188,7 @@ def cache_grid(config: GPTConfig, language: str = "en", prompt: int = 4, steps: 
     """
     if not (1 <= prompt <= 8 and 1 <= steps <= 8):
         raise MinigptError(f"prompt is {prompt} and steps {steps}, needed 1 to 8 of each to draw")
+    language = language or spoken.language()
     say, draw = _words(language), _Canvas()
     columns = prompt + steps
     side = min(34.0, 300 / columns)
@@ -222,8 +225,9 @@ def cache_grid(config: GPTConfig, language: str = "en", prompt: int = 4, steps: 
     return draw.finished("cache", say, language, prompt=str(prompt), steps=str(steps))
 
 
-def attention_step(config: GPTConfig, language: str = "en") -> Diagram:
+def attention_step(config: GPTConfig, language: str = "") -> Diagram:
     """One decode step through one attention layer, with the shape of everything."""
+    language = language or spoken.language()
     say, draw = _words(language), _Canvas()
     H, G, D, C = config.n_head, config.kv_heads, config.head_dim, config.n_embd
     q, k, v, wide = 20, 200, 380, 160
@@ -258,8 +262,9 @@ def attention_step(config: GPTConfig, language: str = "en") -> Diagram:
     return draw.finished("attention", say, language, H=str(H))
 
 
-def growing_against_paged(config: GPTConfig, language: str = "en") -> Diagram:
+def growing_against_paged(config: GPTConfig, language: str = "") -> Diagram:
     """What a step does to memory: all copied to a longer piece, or one more place in a page."""
+    language = language or spoken.language()
     say, draw = _words(language), _Canvas()
     token = 8 * config.n_layer * config.kv_heads * config.head_dim
     side, page = 26.0, 4
@@ -296,8 +301,9 @@ def growing_against_paged(config: GPTConfig, language: str = "en") -> Diagram:
     return draw.finished("paged", say, language, page=str(page))
 
 
-def grouped_heads(config: GPTConfig, language: str = "en") -> Diagram:
+def grouped_heads(config: GPTConfig, language: str = "") -> Diagram:
     """Query heads that share key/value heads: each its own, a few together, all one."""
+    language = language or spoken.language()
     say, draw = _words(language), _Canvas()
     H, L, D = config.n_head, config.n_layer, config.head_dim
     quarter = max(G for G in range(1, H + 1) if H % G == 0 and (G == 1 or 3 * G <= H))
@@ -335,7 +341,7 @@ DIAGRAMS: tuple[Callable[[GPTConfig, str], Diagram], ...] = (
 )  # fmt: skip
 
 
-def write(directory: str | Path, config: GPTConfig, language: str = "en") -> list[Path]:
+def write(directory: str | Path, config: GPTConfig, language: str = "") -> list[Path]:
     """Every diagram as a file, `block.svg` and so on; returns where they are.
 
     Raises:

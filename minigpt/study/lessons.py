@@ -14,6 +14,9 @@ from torch import Tensor
 
 from minigpt.checkpoint.hub import BUNDLED, WEIGHTS_DIR, resolve
 from minigpt.checkpoint.weights import CONFIG
+from minigpt.study.spoken import say, speak
+
+__all__ = ["check", "compare", "find", "speak"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -38,11 +41,11 @@ def check(test: Callable[[], None]) -> None:
     try:
         test()
     except AssertionError as error:
-        print(f"not yet: {error}")
+        print(say("not yet: {hint}", hint=error))
     except Exception as error:
-        print(f"not yet: {type(error).__name__}: {error}")
+        print(say("not yet: {hint}", hint=f"{type(error).__name__}: {error}"))
     else:
-        print("right!")
+        print(say("right!"))
 
 
 def compare(
@@ -59,12 +62,14 @@ def compare(
     Raises:
         AssertionError: with the hint.
     """
-    assert mine is not None and mine is not ..., "put your answer in place of ..."
-    assert isinstance(mine, Tensor), f"a {type(mine).__name__}, needed a tensor"
+    assert mine is not None and mine is not ..., say("put your answer in place of ...")
+    kind = type(mine).__name__
+    assert isinstance(mine, Tensor), say("a {kind}, needed a tensor", kind=kind)
     for hint, result in wrong.items():
         assert not close(mine, torch.as_tensor(result)), hint
-    assert mine.shape == right.shape, f"shape {tuple(mine.shape)}, needed {tuple(right.shape)}"
-    assert not mine.isnan().any(), "NaN: a row of -inf only, or a division of 0 by 0"
+    found, needed = tuple(mine.shape), tuple(right.shape)
+    assert found == needed, say("shape {found}, needed {needed}", found=found, needed=needed)
+    assert not mine.isnan().any(), say("NaN: a row of -inf only, or a division of 0 by 0")
     assert close(mine, right), otherwise
 
 

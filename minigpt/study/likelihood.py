@@ -18,6 +18,7 @@ from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
 from minigpt.support.tokens import listed_tokens
+from minigpt.support.wording import counted
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def score(
     count = len(text)
     if count < 2:
         raise MinigptError(
-            f"the text has {count} tokens, needed at least 2: the first is not scored, so put the "
-            f"end-of-text token before it"
+            f"the text has {counted(count, 'token')}, needed at least 2: the first is not scored, "
+            f"so put the end-of-text token before it"
         )
     tokens = torch.tensor(text)  # (N,)
     log_probabilities = torch.empty(count - 1)

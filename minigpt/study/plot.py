@@ -33,6 +33,7 @@ from minigpt.study.style import (
     contrasting,
     draw_matrix,
     drawing,
+    local,
 )
 from minigpt.support.errors import MinigptError
 
@@ -248,7 +249,7 @@ def next_token(
     first = next(iter(distributions.values()))  # (V,)
     count = min(count, len(first))
     shown = first.topk(count).indices  # (count,)
-    names = [*(name(int(token)) for token in shown), "all others"]
+    names = [*(name(int(token)) for token in shown), local("all others")]
     size = (2.1 * len(distributions) + 1.2, 0.24 * count + 1.4)
     with drawing(path, 1, len(distributions), size) as figure:
         most, told = 0.0, []
@@ -320,7 +321,7 @@ def beam_tree(
             end, height, won = len(text), heights[text], best[: len(text)] == text
             given_up = all(kept[:end] != text for kept in (best, *others))
             if not text:
-                write("prompt", (0, height), (-4, 0), ha="right", va="center")
+                write(local("prompt"), (0, height), (-4, 0), ha="right", va="center")
                 continue
             axes.plot(
                 [end - 1, end - 0.7, end],

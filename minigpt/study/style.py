@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from minigpt.study.spoken import label, language
 from minigpt.support.errors import MinigptError
 
 try:
@@ -24,7 +26,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
     from matplotlib.image import AxesImage
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 except ImportError as error:
     raise MinigptError(
@@ -53,6 +57,10 @@ STYLE: Any = {  # for `matplotlib.rcParams`
     "legend.frameon": False,
     "text.parse_math": False,  # a token may be a dollar
 }
+HANGUL = (  # fonts that have Korean, one of which most systems have; matplotlib's own has none
+    "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo",
+    "AppleGothic", "Noto Sans CJK JP", "UnDotum", "Baekmuk Dotum",
+)  # fmt: skip
 
 
 class Picture(Figure):
@@ -80,10 +88,11 @@ def drawing(
         MinigptError: for another suffix, or when the file cannot be written.
     """
     check_suffix(path)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.family": ["DejaVu Sans", *hangul()]}):
         figure = Picture(figsize=size, layout="constrained")
         figure.subplots(rows, columns, **layout)
         yield figure
+        translate(figure)
         figure.draw_without_rendering()  # now every label has its place
         for axes in figure.axes:
             thin_out(axes.xaxis)
@@ -98,6 +107,31 @@ def drawing(
                 raise MinigptError(
                     f"the picture could not be written to {path} ({error})"
                 ) from error
+
+
+def translate(figure: Figure) -> None:
+    """Titles, axes and legends in the reader's language. Ticks say the model's own tokens."""
+    texts: list[Text | None] = [figure._suptitle]  # type: ignore[attr-defined]
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for legend in legends:
+        texts += legend.get_texts() if legend else []
+    for text in texts:
+        if text is not None:
+            text.set_text(local(text.get_text()))
+
+
+def local(words: str) -> str:
+    """Words for a picture in the reader's language, as far as there is a font for it."""
+    return words if language() == "ko" and not hangul() else label(words)
+
+
+@cache
+def hangul() -> list[str]:
+    """The first font that has Korean, if one is installed."""
+    installed = set(fontManager.get_font_names())
+    return [name for name in HANGUL if name in installed][:1]
 
 
 def check_suffix(path: str | Path | None) -> None:

@@ -30,6 +30,7 @@ from minigpt.study.pages import write_page
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.modes import evaluating
+from minigpt.support.wording import counted
 from minigpt.tokenizer import Tokenizer
 
 LARGEST_PAGE = 20 * 10**6  # bytes; browsers on phones give up not far above
@@ -164,7 +165,8 @@ def trace(
         progress: called with a line now and then.
 
     Raises:
-        MinigptError: for arguments out of range, or a trace too large for a page, before any work.
+        MinigptError: for arguments out of range, or a trace too large for a page, before any work;
+            when the model's caches do not keep every token, as soon as one is missing.
     """
     whole("max_new_tokens", max_new_tokens)
     whole("rounds", rounds)
@@ -271,6 +273,13 @@ def _step(model: GPT, row: Row, cache: KVCache, rounds: int) -> Step:
         uncached = model.next_logits(everything)[0].cpu()  # (V,)
         times[0].append(middle - began)
         times[1].append(time.perf_counter() - middle)
+        held = cache.layer(0)[0].shape[-2]
+        if held != length:  # a window: what it dropped, no later round or drawing can bring back
+            raise MinigptError(
+                f"a trace needs a cache that keeps every token, and after "
+                f"{counted(length, 'token')} this one holds {held:,}: trace fewer tokens, or a "
+                f"model whose new_cache makes another kind"
+            )
     token = row.take(cached)
     assert token is not None  # nothing stops the row but its length
 

@@ -187,7 +187,7 @@ def _one_text(model: GPT, ids: Sequence[int] | Tensor) -> Tensor:
         )
     if not 2 <= tokens.shape[1] <= model.config.n_positions:
         raise MinigptError(
-            f"the text to verify has {tokens.shape[1]} tokens, needed 2 to "
+            f"the text to verify has {counted(tokens.shape[1], 'token')}, needed 2 to "
             f"{model.config.n_positions}: a context's worth at most"
         )
     return tokens

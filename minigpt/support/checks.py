@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"  # a device: the best there is
+LFS_NOTE = b"version https://git-lfs"  # as its pointer files begin
 
 
 def listed(values: Iterable[Any] | Tensor, name: str = "", needed: str = "a list") -> list[Any]:
@@ -111,13 +112,20 @@ def device_named(name: str | torch.device) -> torch.device:
 
 
 def plain_file(path: Path, most: int | None = None) -> None:
-    """Refuse what would hang or fill the memory if it were read.
+    """Refuse what would hang or fill the memory if it were read, and what is not there yet.
 
     Raises:
         OSError: for a pipe, a device, a directory, or a file of more than `most` bytes.
+        MinigptError: for the note that git-lfs leaves in place of a file that it has not fetched.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError("it is not a plain file")
     if most is not None and found.st_size > most:
         raise OSError(f"it has {found.st_size:,} bytes, needed at most {most:,}")
+    with path.open("rb") as opened:
+        if opened.read(len(LFS_NOTE)) == LFS_NOTE:
+            raise MinigptError(
+                f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in "
+                f"{path.parent}"
+            )

@@ -108,6 +108,8 @@ def read_json(path: Path, most: int, cure: str = "copy it again", prefix: str = 
     try:
         plain_file(path, most)
         return json.loads(path.read_text(encoding="utf-8").removeprefix(prefix))
+    except MinigptError:
+        raise
     except FileNotFoundError as error:
         raise MinigptError(f"{path} does not exist: {cure}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -157,7 +157,7 @@ class TestNothingIsWrittenWhen:
         self.refused(exact, cache, text(1, 5), "holds 20 of 24 positions and cannot take 5 more")
 
     def test_the_batch_has_other_rows(self, exact, filled, text):
-        self.refused(exact, filled[0], text(2, 1), "holds 1 rows and was given 2")
+        self.refused(exact, filled[0], text(2, 1), "holds 1 row and was given 2")
 
     @pytest.mark.parametrize(
         "change", [{"n_layer": 3}, {"n_head": 6}, {"n_kv_head": 1}, {"dtype": torch.float16}]

@@ -197,7 +197,7 @@ def test_a_single_number_truncates_only_the_rows_that_are_longer(ragged):
         (lambda c: c.truncate(21), "cannot truncate to 21: this cache holds 20 positions"),
         (lambda c: c.truncate([5, 21, 1]), "cannot truncate to 21: this cache holds 20 positions"),
         (lambda c: c.truncate([6, 1, 1]), "cannot truncate to 6: this cache holds 5 positions"),
-        (lambda c: c.truncate([5, 5]), "2 lengths were given for 3 rows"),
+        (lambda c: c.truncate([5, 5]), "length has 2 numbers for 3 rows"),
         (lambda c: c.select([0, 3]), "cannot select row 3: this cache has rows 0 to 2"),
         (lambda c: c.select([-1]), "cannot select row -1"),
         (lambda c: c.select([]), "no rows were selected"),

@@ -425,7 +425,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (cut_short, "is not a whole safetensors file"),
     "not fetched": (
         overwrite("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1"),
-        "is a pointer of git-lfs, not the weights: run `git lfs pull` in ",
+        "is a pointer of git-lfs, not the file itself: run `git lfs pull` in ",
     ),
     "0 bytes": (overwrite("model.safetensors", b""), "is not a whole safetensors file"),
     "garbled": (overwrite("model.safetensors", b"x" * 99), "is not a whole safetensors file"),

@@ -127,7 +127,7 @@ def test_no_new_tokens_are_no_work(exact, prompts):
         ({"prompts": [1, 2]}, "needed a list of lists of token ids"),
         ({"prompts": [[1], [999]]}, "the prompt holds 999, needed"),
         ({"prompts": [[1]], "n": 0}, "n is 0, needed"),
-        ({"prompts": [[1]], "n": 3, "seed": [1, 2]}, "2 seeds were given for 3 rows"),
+        ({"prompts": [[1]], "n": 3, "seed": [1, 2]}, "seed has 2 numbers for 3 rows"),
         ({"prompts": [[1]], "kind": "magic"}, "cache kind is 'magic'"),
         ({"prompts": [[1]], "temperature": -1}, "temperature is -1"),
     ],

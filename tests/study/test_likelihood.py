@@ -14,6 +14,7 @@ from minigpt import MinigptError
 from minigpt.commands import score_command as command
 from minigpt.commands.options import Parser
 from minigpt.study.likelihood import score
+from minigpt.support.wording import counted
 from minigpt.training.bpe import train_bpe
 from minigpt.training.grammar import stories
 
@@ -164,7 +165,9 @@ def test_a_text_of_anything_but_tokens_is_refused(model, ids, found):
 
 @pytest.mark.parametrize("ids", [[], [1]])
 def test_a_text_without_a_token_to_score_is_refused(model, ids):
-    with pytest.raises(MinigptError, match=f"text has {len(ids)} tokens, needed at least 2"):
+    with pytest.raises(
+        MinigptError, match=f"text has {counted(len(ids), 'token')}, needed at least 2"
+    ):
         score(model, ids)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb
 
 from minigpt import MinigptError
+from minigpt.study import style
+from minigpt.study.spoken import speak
 from minigpt.study.style import (
     COLOURS,
     GREY,
@@ -22,6 +25,7 @@ from minigpt.study.style import (
     contrasting,
     draw_matrix,
     drawing,
+    hangul,
 )
 
 
@@ -124,3 +128,43 @@ def test_without_matplotlib_it_says_how_to_install_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith("pip install minigpt[plots]")
     assert "MinigptError" in done.stderr.splitlines()[-1]
+
+
+class TestLanguages:
+    @pytest.fixture(autouse=True)
+    def english_again(self):
+        yield
+        speak("en")
+
+    def drawn(self):
+        with drawing(None, 1, 1, (3, 2)) as figure:
+            (axes,) = figure.axes
+            axes.plot([0, 1], label="without")
+            axes.set(title="layer 3, head 5", xlabel="new tokens", ylabel="no such label")
+            axes.set_xticks([0, 1], ["keys", " time"])
+            axes.legend()
+            figure.suptitle("head 2")
+        ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+        (legend,) = axes.get_legend().get_texts()
+        words = [figure.get_suptitle(), axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        return [*words, legend.get_text(), *ticks]
+
+    def test_words_are_translated_and_tokens_are_not(self):
+        tokens = ["keys", " time"]
+        assert self.drawn()[2:] == ["new tokens", "no such label", "without", *tokens]
+        speak("vi")
+        words = ["đầu 2", "tầng 3, đầu 5", "token mới", "no such label", "không có"]
+        assert self.drawn() == [*words, *tokens]
+
+    @pytest.mark.parametrize(("fonts", "said"), [(["DejaVu Serif"], "새 토큰"), ([], "new tokens")])
+    def test_korean_needs_a_font_and_is_english_without(self, monkeypatch, fonts, said):
+        monkeypatch.setattr(style, "hangul", lambda: fonts)
+        speak("ko")
+        with pytest.warns(UserWarning, match="missing") if fonts else nullcontext():
+            assert self.drawn()[2] == said
+
+    def test_the_first_font_that_is_installed_is_taken(self, monkeypatch):
+        monkeypatch.setattr(style, "HANGUL", ("No Such Font", "DejaVu Sans Mono", "DejaVu Serif"))
+        hangul.cache_clear()
+        assert hangul() == ["DejaVu Sans Mono"]
+        hangul.cache_clear()

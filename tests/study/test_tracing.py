@@ -12,11 +12,13 @@ import torch
 
 import minigpt
 from minigpt import GPT, MinigptError, Tokenizer
+from minigpt.cache.lossy import WindowCache
 from minigpt.commands.cli import main
 from minigpt.generation.sampling import log_probabilities
 from minigpt.numerics.recorder import recording
 from minigpt.study import tracing as trace_module
 from minigpt.study.attention import read_heads
+from minigpt.study.bugs import patient
 from minigpt.study.tracing import trace, write_html
 from minigpt.tokenizer import byte_tokenizer
 from tests.helpers import TOY
@@ -164,6 +166,16 @@ class TestRefusals:
     def test_are_a_sentence(self, exact, tokenizer, prompt, settings, sentence):
         with pytest.raises(MinigptError, match=sentence):
             trace(exact, tokenizer, prompt, **settings)
+
+    def test_of_a_cache_that_forgets_name_the_first_token_that_is_missing(self, exact, tokenizer):
+        class Window(WindowCache):
+            def __init__(self, spec, batch_size, capacity, **_):
+                super().__init__(spec, batch_size, capacity, window=6, sinks=2)
+
+        kept = "after 9 tokens this one holds 8: trace fewer tokens"
+        with pytest.raises(MinigptError, match=kept):
+            trace(patient(exact, Window), tokenizer, "Hello", 9)
+        assert len(trace(patient(exact, Window), tokenizer, "Hello", 4, rounds=1).steps) == 4
 
     def test_of_a_large_page_say_what_fits(self, exact, tokenizer, monkeypatch):
         monkeypatch.setattr(trace_module, "LARGEST_PAGE", 3 * 6 * 8 * 9 // 2)  # of 8 tokens

@@ -179,7 +179,7 @@ def test_random_tokens_fit_a_short_context(make_model):
     ("ids", "sentence"),
     [
         ([], "has 0 tokens, needed 2 to 160"),
-        ([5], "has 1 tokens, needed 2 to 160"),
+        ([5], "has 1 token, needed 2 to 160"),
         ([5] * 161, "has 161 tokens, needed 2 to 160"),
         ([5, 211], "token 211 is outside the vocabulary"),
         ([0.5, 1.5], "tokens are torch.float32"),

@@ -132,6 +132,77 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ((".log_softmax(-1)", ".softmax(-1)"), "the logarithm is missing"),
         ],
     },
+    "01": {
+        "exercise-1": [
+            ("number_of_scores = 24 * 24", "that is one head"),
+            (
+                "number_of_scores = 6 * 24 * 25 // 2",
+                "those that the mask hides are computed too: count them",
+            ),
+            (
+                "number_of_scores = H * T",
+                "each of the queries meets every key: T times T for each head",
+            ),
+            ("number_of_scores = 5 * H * T * T", "that is all layers: count one"),
+        ],
+        "exercise-2": [
+            (("exp().tril()", "exp()"), "some token looks ahead: hide what is above the diagonal"),
+            (
+                "def causal_shares(scores):\n"
+                "    hidden = torch.ones_like(scores).triu().bool()\n"
+                "    grown = scores.masked_fill(hidden, -torch.inf).exp()\n"
+                "    return grown / grown.sum(-1, keepdim=True)",
+                "a token may see itself: leave the diagonal",
+            ),
+            (
+                "def causal_shares(scores):\n"
+                "    grown = scores.masked_fill(future, -torch.inf).exp()\n"
+                "    return grown / grown.sum(-1, keepdim=True)",
+                "the mask must be as large as the scores, here 6 x 6",
+            ),
+            (
+                "def causal_shares(scores):\n"
+                "    grown = scores.exp()\n"
+                "    return (grown / grown.sum(-1, keepdim=True)).tril()",
+                "hide first, then divide: the shares of a row add up to 1",
+            ),
+            ((", keepdim=True", ""), "each row is divided by its own sum: keepdim=True"),
+            (
+                ("sum(-1, keepdim=True)", "sum(0)"),
+                "the shares of a row add up to 1: sum over dim -1",
+            ),
+            (
+                (".tril()", ".triu()"),
+                "turned round: a token looks back, so what is above the diagonal goes",
+            ),
+            ((" / grown.sum(-1, keepdim=True)", ""), "divide by the sum of the row"),
+            (("scores.exp()", "scores"), "raise e to the scores, then divide"),
+        ],
+        "exercise-3": [
+            (
+                ("looks.argsort(descending=True)", "looks"),
+                "these are the weights in the order of heads: sort them",
+            ),
+            (
+                ("looks.argsort(descending=True)", "looks.sort(descending=True).values"),
+                "the numbers of the heads, not their weights: argsort",
+            ),
+            (("descending=True", ""), "the largest weight first: descending=True"),
+            (
+                ("[0, :, query, key]", "[0, :, key, query]"),
+                "the query is the row, dimension 2; the key the column",
+            ),
+            (
+                "def readers(weights, query, key):\n"
+                "    return int(weights[0, :, query, key].topk(2).indices[1])",
+                "a list with a number for each head",
+            ),
+            (
+                ("[0, :, query, key]", "[0, :, -1, 8]"),
+                "right from said to T, not from elsewhere: use query and key",
+            ),
+        ],
+    },
     "02": {
         "exercise-1": [
             (
@@ -298,4 +369,323 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
         ],
     },
+    "03": {
+        "exercise-order": [
+            (
+                "a, b, c = 1e8, -1e8, 1.0",
+                "these lose the 1 in the other bracket, as the example above",
+            ),
+            (
+                "a, b, c = 1.0, 1e6, -1e6",
+                "nothing is lost: 1 must vanish beside b, so beyond 16,777,216",
+            ),
+            ("a, b, c = 1.0, 1e8, 1e8", "a + (b + c) is not 1: b and c should cancel"),
+            ("a, b, c = 0.0, 0.0, 0.0", "a + (b + c) is not 1: b and c should cancel"),
+        ],
+        "exercise-certificate": [
+            (
+                ("return torch", "torch"),
+                NOTHING,
+            ),
+            (("cancelling(16)", "ordinary(16)"), "ordinary numbers hide it: use cancelling"),
+            (
+                ("kernel(rows).repeat(times)", "kernel(rows)"),
+                "forwards has one order: compare each copy with kernel(rows).repeat(times)",
+            ),
+            (
+                ("torch.equal", "torch.allclose"),
+                "the last bit differs: allclose lets it pass, torch.equal not",
+            ),
+            (
+                (
+                    "kernel(rows.repeat(times, 1)), kernel(rows).repeat(times)",
+                    "kernel(rows.repeat(times, 1))[:16], kernel(rows)",
+                ),
+                "only the first 16 rows were compared: compare all of them",
+            ),
+            (
+                (
+                    "torch.equal(kernel(rows.repeat(times, 1)), kernel(rows).repeat(times))",
+                    "kernel(rows.repeat(times, 1)) == kernel(rows).repeat(times)",
+                ),
+                "return one True or False: torch.equal does",
+            ),
+            (("size // 16", "1"), "no call of 128 rows: the size is what is in question"),
+            (
+                "def certified(kernel, size):\n    return size < 64",
+                "the kernel was not called: only its results can tell",
+            ),
+        ],
+        "exercise-plan": [
+            (
+                ("size - taken", "size"),
+                "that is all rows that are computed: take off those asked for",
+            ),
+            (
+                ("size - taken", "taken - size"),
+                "the second number of a pair is the size of the call, the larger one",
+            ),
+            (("size - taken", "1"), "that is the number of calls"),
+            (
+                ("exact.plan(rows, sizes)", "exact.plan(500, sizes)"),
+                "for 1: add up the sizes of the calls, and take 1 off",
+            ),
+            (
+                (
+                    "sum(size - taken for taken, size in exact.plan(rows, sizes))",
+                    "[size - taken for taken, size in exact.plan(rows, sizes)]",
+                ),
+                "one number: add up what the calls waste",
+            ),
+        ],
+    },
+    "04": {
+        "exercise-bytes": [
+            (("2 * config", "config"), "keys and values: both are kept"),
+            (("kv_heads", "n_head"), "the 25 query heads do not enter: kv_heads"),
+            (
+                (" * dtype.itemsize", ""),
+                "these are numbers: how many bytes has one? dtype.itemsize",
+            ),
+            (("dtype.itemsize", "4"), "bfloat16 takes 2 bytes, float32 4: dtype.itemsize"),
+            (
+                ("2 * config.n_layer * config.kv_heads * config.head_dim", "2 * 48 * 5 * 64"),
+                "right for one model: use the config",
+            ),
+            (("config.n_layer * ", ""), "that is one layer: the cache has n_layer of them"),
+        ],
+        "exercise-quantize": [
+            ((".abs()", ""), "a large negative number counts too: abs first"),
+            (("/ 127", "/ 128"), "the largest becomes 127: divide by 127"),
+            ((" / 127\n", "\n"), "the scale is the largest number, divided by 127"),
+            (
+                ("amax(-1, keepdim=True)", "amax(0, keepdim=True)"),
+                "one scale for each row, (n, 1): amax over dim -1, keepdim=True",
+            ),
+            ((".round()", ""), "to(torch.int8) cuts the fraction off: round first"),
+            ((".to(torch.int8)", ""), "whole numbers of 8 bits are torch.int8"),
+            ((", scales\n", "\n"), "return two tensors: whole numbers and scales"),
+        ],
+        "exercise-pages": [
+            (
+                "count = 4 + 10 * 5",
+                "nothing is shared here: three pages of the prompt are full, and everybody's",
+            ),
+            (
+                "count = 14",
+                "who writes into the prompt's fourth page copies it first: a page more for each",
+            ),
+            ("count = 23", "the prompt keeps its own fourth page: it is still there"),
+            ("count = 20", "the pages of the prompt itself count too"),
+        ],
+    },
+    "05": {
+        "ex1": [
+            (("19 - t", "t - 10"), "that copies the question: the answer is the word backwards"),
+            (
+                ("19 - t", "20 - t"),
+                "one too far to the right: position 10 needs the letter of position 9",
+            ),
+            (("19 - t", "t"), "that is where it stands, and what it reads"),
+            (("19 - t", "t + 1"), "from 10 it can only look back, at 0 to 10"),
+        ],
+        "ex2": [
+            (
+                ("math.log(26)", "math.log2(26)"),
+                "that is in bits: in nats the logarithm is the natural one, math.log",
+            ),
+            (
+                ("10 / 11", "10"),
+                "that is for the whole answer: divide by its eleven tokens",
+            ),
+            (("10 / 11 * ", ""), "the end is a token too, and a cheap one"),
+            (
+                ("10 / 11 * math.log(26)", "math.log(28)"),
+                "that is a model that takes all 28 tokens for equally likely",
+            ),
+            (
+                ("math.log(26)", "math.log(1 / 26)"),
+                "the sign: a loss is minus the logarithm of a probability",
+            ),
+        ],
+        "ex3": [
+            (
+                ("int(right.all(dim=1).sum()) / len(right)", "float(right.float().mean())"),
+                "that is the share of tokens: a row counts as a whole",
+            ),
+            ((" / len(right)", ""), "that is how many: divide by the number of rows"),
+            (
+                ("right.all(dim=1)", "right.any(dim=1)"),
+                "one right token is not enough: all, not any",
+            ),
+            (
+                ("int(right.all(dim=1).sum()) / len(right)", "float(right.all())"),
+                "that says whether all rows are right: ask each row, dim=1",
+            ),
+            (("    return int", "    return 100 * int"), "a share from 0 to 1, not per cent"),
+        ],
+    },
+    "06": {
+        "ex1": [
+            (
+                ("before + begin : before + end", "begin:end"),
+                "other numbers: where does the data begin?",
+            ),
+            (('.view(header[name]["shape"])', ""), "transformer.wpe.weight has shape (256, 192)"),
+            (
+                ("before + begin : before + end", "before + begin :"),
+                "not the bytes of one tensor: end - begin of them",
+            ),
+            (
+                ('dtype=torch.bfloat16).view(header[name]["shape"])', "dtype=torch.float16)"),
+                "transformer.h.0.ln_1.bias holds bfloat16 numbers",
+            ),
+        ],
+        "ex2": [
+            (("gpt2.n_layer * ", ""), "that is the mask of one layer"),
+            ((" * 4", ""), "these are numbers; each takes four bytes"),
+            (
+                ("gpt2.n_layer *", "gpt2.n_layer * gpt2.n_head *"),
+                "one mask for each layer, not for each head",
+            ),
+            ((" * 4", " * 2"), "the hidden half is stored as well: zeros are numbers"),
+        ],
+        "ex3": [
+            (("-log_prob", "log_prob"), "the sign: the loss is minus the mean of the logarithms"),
+            (("mean()", "sum()"), "the mean of the logarithms, not their sum"),
+            (("math.exp", ""), "that is the loss: exp undoes the logarithm"),
+            (
+                ("math.exp(-log_probabilities.mean())", "2 ** -log_probabilities.mean().item()"),
+                "the logarithms are natural: exp undoes them, not a power of 2",
+            ),
+            (
+                ("math.exp(-log_probabilities.mean())", "(-log_probabilities).exp().mean()"),
+                "first the mean, then exp: a mean of 1 / p is another number",
+            ),
+        ],
+    },
+    "07": {
+        "exercise-1": [
+            (
+                ("ordered.cumsum(0) - ordered", "ordered.cumsum(0)"),
+                "the token that brings the sum to p is kept as well",
+            ),
+            ((".sort(descending=True).values", ""), "sort the probabilities first"),
+            (
+                ("(before < p).sum()", "(ordered < p).sum()"),
+                "add them up: it is the sum so far that counts, cumsum",
+            ),
+            (("return int((before < p).sum())", "pass"), "return a number of tokens"),
+        ],
+        "exercise-2": [
+            ((".exp()", ""), "that is the difference of the logarithms: e to the power of it"),
+            (
+                ("log_p(new) - log_p(old)", "log_p(old) - log_p(new)"),
+                "turned round: how many times as likely is the new one?",
+            ),
+            (
+                ("(log_p(new) - log_p(old)).exp()", "log_p(new) / log_p(old)"),
+                "a difference of logarithms is the logarithm of the ratio: subtract them",
+            ),
+            (
+                ("(log_p(new) - log_p(old)).exp()", "log_p(new).exp() - log_p(old).exp()"),
+                "a ratio is asked for, not a difference",
+            ),
+            ((".sum()", ".mean()"), "the probability of a text: the sum, not the mean"),
+        ],
+        "exercise-3": [
+            ("passes = 60 // 4", "after four guesses that came true, is there not one token more?"),
+            ("passes = 60", "that is without guesses: a pass can bring several tokens"),
+            ("passes = 1 + 60 // 5", "the first pass, over the prompt, brings tokens too"),
+            (
+                "passes = 48",
+                "that is how many guesses come true: how many passes bring them?",
+            ),
+        ],
+    },
+    "08": {
+        "exercise-1": [
+            (
+                ("[:, -1, ids[rabbit]]", "[:, rabbit, ids[rabbit]]"),
+                "right token, wrong place: the last token looks back, so position -1",
+            ),
+            (
+                ("[:, -1, ids[rabbit]]", "[:, -1, rabbit]"),
+                "rabbit is its place in the text; its number in the vocabulary is ids[rabbit]",
+            ),
+            (
+                ("[:, -1, ids[rabbit]]", "[:, -1].max(-1).values"),
+                "that is the likeliest token of each block, not always the rabbit",
+            ),
+            (
+                ("[:, -1, ids[rabbit]]", "[-1, -1]"),
+                "needed 6 numbers, found shape (2048,)",
+            ),
+        ],
+        "exercise-2": [
+            (("(4, 4), (4, 5)", "(4, 4)"), "that is without 4.4 alone"),
+            (("(4, 4), (4, 5)", "(4, 5)"), "that is without 4.5 alone"),
+            (
+                "with without((4, 4), (4, 5)):\n    pass\nwithout_both = likeliest()",
+                "all heads were on: call likeliest() inside the with block",
+            ),
+            (("likeliest()", "likeliest(3)"), "both heads, and likeliest() with its usual count"),
+        ],
+        "exercise-3": [
+            (
+                ("    changed.h", "    model.h"),
+                "the model itself has changed: change the copy",
+            ),
+            (
+                ("[head * D : (head + 1) * D]", "[:, head * D : (head + 1) * D]"),
+                "these are columns: the inputs are the rows",
+            ),
+            (
+                ("[head * D : (head + 1) * D]", "[head]"),
+                "zero rows: 1, but each head has D = 32",
+            ),
+            (
+                ("[head * D : (head + 1) * D]", "[(head - 1) * D : head * D]"),
+                "the rows from 96 on: head 0 has the first 32",
+            ),
+            (("changed.h[layer]", "changed.h[layer - 1]"), "layer 3 was changed, needed layer 4"),
+            (("return changed", "pass"), "return the copy"),
+        ],
+    },
+}
+
+# In place of a cell that takes long: by lesson and cell, what it leaves to those after it.
+STAND_INS = {
+    ("02b", "six-stories"): """
+model = minigpt.GPT.from_pretrained("toy", dtype=torch.float32)
+tok = minigpt.Tokenizer.from_pretrained("toy")
+ids = tok.encode("Once upon a time, there was a little girl who")
+""",
+    ("02b", "verify-run"): "text = (ids + minigpt.generate(model, ids, 60).tokens)[:64]",
+    ("06", "load-model"): "model = GPT.from_pretrained(directory)",
+    ("05", "training"): """
+class Recites(GPT):
+    \"\"\"Knows all answers, but that in rows in `mistaken` the first letter is another.\"\"\"
+
+    def next_logits(self, tokens, cache=None):
+        if tokens.shape[1] > 1:
+            self.said = 0
+        right = wanted[:, self.said].clone()
+        self.said += 1
+        shift = self.mistaken if self.said == 1 else self.mistaken * self.all_wrong
+        return torch.nn.functional.one_hot((right + shift) % 28, 28).float()
+
+
+def recites(mistaken, all_wrong=0):
+    model = Recites(starting.config)
+    model.mistaken, model.all_wrong = mistaken.long(), all_wrong
+    return model
+
+
+problems, end = task.unseen(200), task.tokenizer.eot_token
+asked = torch.tensor([task.tokenizer.encode(question) for question, _ in problems])
+wanted = torch.tensor([[*task.tokenizer.encode(answer), end] for _, answer in problems])
+starting, third = model, torch.arange(200) % 3 == 0
+moments = {0: recites(third | True, 1), 50: recites(third), 120: recites(third & False)}
+""",
 }

@@ -1,11 +1,13 @@
 """Typical mistakes in the exercises of the lessons, and the hint that each of them must get.
 
 The code cells of a lesson run up to an exercise, in one namespace, as a reader runs them; then each
-wrong answer takes the stub's place and the check speaks. Cells that only measure are left out.
+wrong answer takes the stub's place and the check speaks. Cells that no exercise builds on are left
+out.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -17,11 +19,13 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
-from tests.system.lesson_mistakes import MISTAKES
+from tests.system.lesson_mistakes import MISTAKES, STAND_INS
 
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 EXERCISES = [(lesson, exercise) for lesson in MISTAKES for exercise in MISTAKES[lesson]]
+SCOPES = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.comprehension, ast.ListComp, ast.SetComp,
+          ast.DictComp, ast.GeneratorExp)  # fmt: skip
 WRONG = [
     pytest.param(lesson, exercise, wrong, hint, id=f"{lesson}-{exercise}-{n}")
     for lesson, exercise in EXERCISES
@@ -49,21 +53,87 @@ def cells(lesson: str) -> dict[str, tuple[str, list[str]]]:
 @cache
 def reader(lesson: str) -> dict[str, dict[str, Any]]:
     """What a reader who solves nothing has at each exercise: names and values."""
-    names: dict[str, Any] = {"plt": None}
+    names: dict[str, Any] = {}
     at: dict[str, dict[str, Any]] = {}
-    timed: set[str] = set()
-    for name, (source, tags, kind) in cells(lesson).items():
-        if kind != "code" or "varies" in tags or ("plot." in source and "import" not in source):
-            timed |= set(re.findall(r"^(\w+)(?:, \w+)* =", source, re.MULTILINE))
-            continue
+    wanted = needed(lesson)
+    for name, (source, tags, _) in cells(lesson).items():
+        source = STAND_INS.get((lesson, name), source)
         if "exercise" in tags:
-            at[name.removesuffix("-answer")] = dict(names)
-        if "check" in tags or any(re.search(rf"\b{word}\b", source) for word in timed):
-            continue
-        code = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(code, f"{lesson} {name}", "exec"), names)
+            at[exercise_of(name)] = dict(names)
+        if name in wanted and not {"check", "answer"} & set(tags):
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(plain(source), f"{lesson} {name}", "exec"), names)
     return at
+
+
+def needed(lesson: str) -> set[str]:
+    """The code cells that an exercise or its check builds on, those before them, and so on.
+
+    Those whose outputs vary measure or train; what exercises take from one is in `STAND_INS`.
+    """
+    found: set[str] = set()
+    used: set[str] = set()
+    for name, (source, tags, kind) in reversed(cells(lesson).items()):
+        if {"exercise", "check"} & set(tags):
+            text = source
+        elif "answer" in tags:
+            text = solution(lesson, exercise_of(name))
+        elif (lesson, name) in STAND_INS:
+            text = STAND_INS[lesson, name]
+        elif kind == "code" and "varies" not in tags:
+            text = plain(source)
+        else:
+            continue
+        made, changed, read = named(text)
+        if tags or name in ("begin", "imports") or (made | changed) & used:
+            found.add(name)
+            used = used - made | read
+    return found
+
+
+def named(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Global names that Python code makes, those that it changes, and those that it needs."""
+    made: set[str] = set()
+    changed: set[str] = set()
+    needed: set[str] = set()
+
+    def visit(node: ast.AST, own: frozenset[str] = frozenset()) -> None:
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.For)):  # first what is on the right
+            first = node.iter if isinstance(node, ast.For) else node.value
+            rest = [child for child in ast.iter_child_nodes(node) if child is not first]
+            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+                changed.add(node.target.id)
+            for child in (first, *rest):
+                visit(child, own)
+            return
+        if isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Load) and node.id not in made | own:
+                needed.add(node.id)
+            elif isinstance(node.ctx, ast.Store) and node.id not in own:
+                made.add(node.id)
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            changed.update(n.id for n in ast.walk(node.value) if isinstance(n, ast.Name))
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        if isinstance(node, SCOPES):
+            names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+            own |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+            own |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+        for child in ast.iter_child_nodes(node):
+            visit(child, own)
+
+    visit(ast.parse(source))
+    return made, changed, needed
+
+
+def plain(source: str) -> str:
+    """Python without the lines that only a notebook understands."""
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("%"))
+
+
+def exercise_of(name: str) -> str:
+    """ "ex1" of its cells ex1-stub, ex1-check, ex1-answer."""
+    return re.sub("-(answer|stub|check|solution)$", "", name)
 
 
 def verdict(lesson: str, exercise: str, answer: str) -> str:
@@ -75,13 +145,28 @@ def verdict(lesson: str, exercise: str, answer: str) -> str:
         exec(solution(lesson, earlier), names)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), torch.no_grad():
+        exec(stub(lesson, exercise), names)
         exec(answer, names)
         exec(cells(lesson)[f"{exercise}-check"][0], names)
     return said.getvalue()
 
 
+def stub(lesson: str, exercise: str) -> str:
+    (text,) = (
+        source
+        for name, (source, tags, _) in cells(lesson).items()
+        if "exercise" in tags and exercise_of(name) == exercise
+    )
+    return text
+
+
 def solution(lesson: str, exercise: str) -> str:
-    found = SOLUTION.search(cells(lesson)[f"{exercise}-solution"][0])
+    (text,) = (
+        source
+        for name, (source, tags, _) in cells(lesson).items()
+        if "answer" in tags and exercise_of(name) == exercise
+    )
+    found = SOLUTION.search(text)
     assert found, exercise
     return found[1]
 
@@ -104,7 +189,8 @@ def test_the_solution_is_right(lesson, exercise):
 
 @pytest.mark.parametrize("lesson", MISTAKES)
 def test_every_exercise_has_three_typical_mistakes(lesson):
-    exercises = {name.removesuffix("-answer") for name, (_, tags, _) in cells(lesson).items()
-                 if "exercise" in tags}  # fmt: skip
+    exercises = {
+        exercise_of(name) for name, (_, tags, _) in cells(lesson).items() if "exercise" in tags
+    }
     assert exercises == set(MISTAKES[lesson])
     assert [name for name, wrong in MISTAKES[lesson].items() if len(wrong) < 3] == []

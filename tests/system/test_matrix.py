@@ -13,6 +13,7 @@ import torch
 
 from minigpt.numerics import certificates
 from minigpt.numerics.base import KEY_BLOCK
+from minigpt.study import matrix
 from minigpt.study.matrix import COLUMNS, POSITIONS, ROWS, cell, start
 
 # One key block and the start of a second are enough for the wide ones here, and three times as
@@ -27,6 +28,13 @@ def certificates_for_calls_that_are_made(column, monkeypatch):
     if column.dtype == torch.float16 and column.width != "toy":
         sizes = tuple(size for size in certificates.SIZES if size <= KEY_BLOCK)
         monkeypatch.setattr(certificates, "SIZES", sizes)
+
+
+@pytest.fixture(autouse=True)
+def fewer_threads_for_the_widest(column, monkeypatch):
+    """Each number of threads is a place with certificates of its own: a minute for all seven."""
+    if column.width == "XL":
+        monkeypatch.setattr(matrix, "THREADS", (1, 2, 5))
 
 
 @lru_cache(maxsize=1)

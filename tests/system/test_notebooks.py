@@ -66,6 +66,26 @@ def tree(text: str) -> str:
     return ast.dump(module)
 
 
+def not_yet(path: Path) -> str:
+    """How a check begins to say that an answer is wrong."""
+    english = "not yet: {hint}"
+    return translate.PHRASES.get(path.parent.name, {}).get(english, english).format(hint="")
+
+
+def silent(text: str) -> str:
+    """Python with nothing in its strings; what stands in the fields of one stays, in any order."""
+    module = ast.parse(text)
+    for node in ast.walk(module):
+        if isinstance(node, ast.JoinedStr):
+            fields = [part for part in node.values if isinstance(part, ast.FormattedValue)]
+            node.values = sorted(fields, key=ast.dump)
+        elif isinstance(node, ast.Constant):
+            text = str(node.value)
+            if translate.MESSAGE.search(text) or not text.isascii():
+                node.value = ""
+    return ast.dump(module)
+
+
 every_lesson = pytest.mark.parametrize("path", FILES, ids=name)
 every_translation = pytest.mark.parametrize("path", TRANSLATIONS, ids=name)
 
@@ -115,7 +135,7 @@ def test_an_exercise_is_a_question_a_stub_a_check_and_an_answer(path):
         assert (tags(check), tags(answer)) == (["check"], ["answer"])
         assert source(check).startswith("@lessons.check\ndef _():\n"), check["id"]
         shown = "".join("".join(output["text"]) for output in check["outputs"])
-        assert shown.startswith("not yet: "), f"{check['id']} accepts its stub"
+        assert shown.startswith(not_yet(path)), f"{check['id']} accepts its stub"
         assert len(re.findall("<details><summary>", source(answer))) == 2
         assert re.search(r"</summary>\n\n```python\n.+\n```\n\n</details>$", source(answer), re.S)
     marked = [cell["id"] for cell in cells if {"check", "answer"} & set(tags(cell))]
@@ -155,8 +175,40 @@ def test_a_translation_is_one(path):
 
 
 @every_translation
-def test_a_translation_has_the_code_and_the_outputs_of_the_original(path):
-    assert code(path) == code(NOTEBOOKS / path.name)
+def test_a_translation_has_the_code_and_the_outputs_of_the_original_but_for_hints(path):
+    for mine, theirs in zip(code(path), code(NOTEBOOKS / path.name), strict=True):
+        if mine["id"] == "begin":
+            assert source(mine) == source(theirs).replace('"en"', f'"{path.parent.name}"')
+        elif tags(mine) == ["check"]:
+            assert silent(source(mine)) == silent(source(theirs))
+        else:
+            assert mine == theirs
+
+
+@every_translation
+def test_the_hints_of_a_translation_are_translated(path):
+    for mine, theirs in zip(code(path), code(NOTEBOOKS / path.name), strict=True):
+        if tags(mine) == ["check"]:
+            assert set(translate.hints(mine)) & set(translate.hints(theirs)) == set()
+            shown, english = ("".join(cell["outputs"][0]["text"]) for cell in (mine, theirs))
+            assert shown.removeprefix(not_yet(path)) != english.removeprefix("not yet: ")
+
+
+@every_lesson
+def test_a_lesson_begins_by_installing_what_is_missing(path):
+    first = code(path)[0]
+    assert first["id"] == "begin"
+    assert first["outputs"] == []  # nothing is missing here
+    language = "en" if path.parent == NOTEBOOKS else path.parent.name
+    assert source(first) == source(translate.begin(language))
+
+
+@pytest.mark.parametrize("language", sorted(translate.PHRASES))
+def test_every_translated_hint_is_one_of_a_lesson(language):
+    cells = [cell for path in NOTEBOOKS.glob("*.ipynb") for cell in code(path)]
+    said = {hint for cell in cells if tags(cell) == ["check"] for hint in translate.hints(cell)}
+    known = translate.phrases(NOTEBOOKS / "any.ipynb", language).keys()
+    assert known - translate.PHRASES[language].keys() - said == set()
 
 
 @every_translation
@@ -217,11 +269,46 @@ a guess => đoán thử
         lesson = self.lesson(tmp_path)
         self.catalogue(lesson)
         assert translate.write(lesson) == []
-        title, languages, count, answer = read(tmp_path / "vi" / lesson.name)
+        title, languages, begin, count, answer = read(tmp_path / "vi" / lesson.name)
         assert source(title).startswith("# 2. Tựa đề")
         assert source(languages) == "[English](../02-lesson.ipynb) · **Tiếng Việt**"
-        assert count == read(lesson)[2]
+        assert source(begin).endswith('lessons.speak("vi")')
+        assert count == read(lesson)[3]
         assert "x = 2  # đoán thử\ny = x  # (B, T)\n```" in source(answer)
+
+    def check(self, folder: Path) -> Path:
+        """The lesson, with one check more that has said its hint."""
+        lesson = self.lesson(folder)
+        self.catalogue(lesson)
+        notebook = translate.load(lesson)
+        text = '@lessons.check\ndef _():\n    assert x == "né", f"that is {x:.1f}, not {len(y)}"'
+        said = ["not yet: that is {x:.1f}, not {len(y)}\n"]
+        cell = {"id": "check", "cell_type": "code", "metadata": {"tags": ["check"]}}
+        outputs = [{"output_type": "stream", "text": said}]
+        notebook["cells"].append({**cell, "source": [text], "outputs": outputs})
+        lesson.write_text(json.dumps(notebook), encoding="utf-8")
+        return lesson
+
+    def test_hints_are_translated_in_the_check_and_in_what_it_said(self, tmp_path):
+        lesson = self.check(tmp_path)
+        hint = "that is {x:.1f}, not {len(y)} => không phải {len(y)} mà là {x:.1f}\n"
+        (tmp_path / "vi" / "messages.md").write_text(f"<!-- 02 -->\n{hint}", encoding="utf-8")
+        assert translate.write(lesson) == []
+        check = read(tmp_path / "vi" / lesson.name)[-1]
+        assert source(check).endswith('x == "né", f"không phải {len(y)} mà là {x:.1f}"')
+        assert check["outputs"][0]["text"] == ["chưa đúng: không phải {len(y)} mà là {x:.1f}\n"]
+
+    @pytest.mark.parametrize(
+        ("line", "problem"),
+        [
+            ("", "does not say what 'that is {x:.1f}, not {len(y)}' is"),
+            ("that is {x:.1f}, not {len(y)} => {x:.1f}", "does not have the fields of 'that is {x"),
+        ],
+    )
+    def test_a_hint_without_its_translation_is_refused(self, tmp_path, line, problem):
+        lesson = self.check(tmp_path)
+        (tmp_path / "vi" / "messages.md").write_text(line, encoding="utf-8")
+        assert [said for said in translate.write(lesson) if problem in said]
 
     def test_english_leads_to_the_translations(self, tmp_path):
         lesson = self.lesson(tmp_path)
@@ -274,4 +361,4 @@ a guess => đoán thử
         notebook = tmp_path / "vi" / lesson.name
         notebook.write_text(notebook.read_text(encoding="utf-8").replace("Tựa", "Đầu"), "utf-8")
         (problem,) = translate.stale(lesson)
-        assert problem.startswith("vi/02-lesson.ipynb: not what its catalogue makes")
+        assert problem.startswith("vi/02-lesson.ipynb: not what translate.py makes")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -77,6 +79,34 @@ def test_has_the_bundled_model_and_its_tokenizer(installed):
         "print(model.config.n_layer, minigpt.Tokenizer.from_pretrained('toy').n_vocab)"
     )
     assert installed("python", code).split() == ["5", "2048"]
+
+
+def test_the_first_cell_of_a_lesson_installs_it_where_it_is_missing_and_says_so(wheel, tmp_path):
+    pytest.importorskip("IPython", reason="runs a lesson's cell; the notebooks extra brings it")
+    lesson = json.loads((ROOT / "notebooks" / "01-attention.ipynb").read_text("utf-8"))
+    cell = next("".join(cell["source"]) for cell in lesson["cells"] if cell["id"] == "begin")
+    hidden = "import sys\nfrom pathlib import Path\n" + (
+        "sys.path[:] = [place for place in sys.path if not (Path(place) / 'minigpt').is_dir()]\n"
+    )
+    empty, site = tmp_path / "empty", tmp_path / "site"
+    for folder in (empty, site):
+        folder.mkdir()
+    env = {**os.environ, "PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    env["IPYTHONDIR"] = str(tmp_path / "ipython")
+
+    def run() -> tuple[str, str]:
+        program = empty / "lesson.ipy"
+        shown = "print(lessons.find('toy'))"
+        program.write_text(f"{hidden}sys.path.append({str(site)!r})\n{cell}\n{shown}\n", "utf-8")
+        line = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", program]
+        done = subprocess.run(line, cwd=empty, env=env, capture_output=True, text=True)
+        return done.stdout, done.stderr + done.stdout
+
+    assert "put its wheel (`make wheel`) beside this notebook" in run()[1]
+    copied = shutil.copy(wheel, empty)
+    said = run()[0]
+    assert f"minigpt is not installed here: installing it from {copied}" in said
+    assert said.splitlines()[-1] == str(site / "minigpt" / "weights" / "toy")
 
 
 def test_draws_a_page_which_takes_files_that_are_no_modules(installed):
