@@ -117,9 +117,9 @@ def tell_samples(directory: Path, source: Source, config: TrainConfig, device: t
 
 def what_next(directory: Path, prompt: str, steps: int) -> list[str]:
     """Commands to go on with, of this very run."""
-    place = shlex.quote(str(directory))
+    place, line = shlex.quote(str(directory)), shlex.quote(prompt.strip().partition("\n")[0])
     return [
-        f"minigpt generate --model {place} --prompt {shlex.quote(prompt)}",
+        f"minigpt generate --model {place} --prompt {line}",
         f"minigpt train --resume {place} --steps {2 * steps}",
         f"minigpt inspect {place}",
         f"minigpt curves {place}",

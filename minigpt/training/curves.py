@@ -117,7 +117,7 @@ class Artist:
     OFTEN = 2.0  # seconds between two, at least
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._directory, self._clock, self._next = directory, clock, 0.0
+        self._directory, self._clock, self._next = directory, clock, clock() + self.OFTEN
         self.began = False  # whether there is anything to draw
 
     def __call__(self) -> None:
@@ -175,6 +175,8 @@ def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
         axes.set_title(SMALL_PANELS[name], fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.grid(alpha=0.3)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what fits in one file fits in the other
     try:
         with rc_context({"svg.hashsalt": "minigpt", "text.parse_math": False}):
             for path in files:

@@ -97,11 +97,11 @@ class TestThePicture:
         assert draw_runs({"run": []}, [tmp_path / "a.png"]).is_file()
 
     def test_is_drawn_seldom_enough_to_leave_the_time_to_training(self, tmp_path, monkeypatch):
-        times = iter([0, 1, 2, 19, 20, 21])  # of each look at the clock: drawing takes a second
+        times = iter([0, 1, 2, 3, 21, 22, 23])  # at each look at the clock: drawing takes a second
         drawn = []
         monkeypatch.setattr("minigpt.training.curves.draw", drawn.append)
         artist = Artist(tmp_path, lambda: next(times))
-        for _ in range(4):  # at 0, 2, 19 and 20
+        for _ in range(4):  # at 1, which is too soon, at 2, at 21 and at 22
             artist()
         assert len(drawn) == 2
 
