@@ -483,10 +483,11 @@ def roofline(
         told = []
         for n, (title, run) in enumerate(runs.items()):
             for label, (x, speed) in run.items():
-                below = -11 if n % 2 == 0 else 5  # labels of two runs keep out of each other's way
+                # Lines rise to the right: a label below right or above left of a point is clear of it.
+                beside, side = ((4, -11), "left") if n % 2 == 0 else ((-4, 5), "right")
                 axes.annotate(
-                    label, (x, speed / 1e9), (4, below), textcoords="offset points", fontsize=8,
-                    color=COLOURS[n % len(COLOURS)],
+                    label, (x, speed / 1e9), beside, textcoords="offset points", fontsize=8,
+                    color=COLOURS[n % len(COLOURS)], ha=side,
                 )  # fmt: skip
                 told.append(f"{title} {label}: {speed / 1e9:,.3g} at {x:.3g} FLOP per byte")
             xs, speeds = zip(*run.values(), strict=True)
