@@ -652,6 +652,120 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (("return changed", "pass"), "return the copy"),
         ],
     },
+    "10": {
+        "exercise-1": [
+            ("def overfits_from(steps, training, held_out):\n    return ...", NOTHING),
+            (
+                ("return steps[lowest]", "return lowest"),
+                "that is its place in the list; the step is steps[1]",
+            ),
+            (
+                ("held_out.index(min(held_out))", "training.index(min(training))"),
+                "held out 4.0, 2.6, 2.7, 3.0: that is overfitting",
+            ),
+            (
+                "def overfits_from(steps, training, held_out):\n"
+                "    return steps[training.index(min(training))]",
+                "the lowest held-out loss, not the lowest training loss",
+            ),
+            (
+                "def overfits_from(steps, training, held_out):\n"
+                "    return steps[held_out.index(min(held_out))]",
+                "a run that is best at its end does not overfit (yet): None",
+            ),
+            (
+                (" and training[-1] < training[lowest]", ""),
+                "when the training loss rises too, nothing is learned by heart: None",
+            ),
+        ],
+        "exercise-2": [
+            (
+                (".backward()", ""),
+                "no gradients: call backward on each piece",
+            ),
+            (
+                (" * len(x) / len(inputs)", ""),
+                "four times too large: each piece counts a quarter only",
+            ),
+            (
+                (" * len(x) / len(inputs)", " / pieces"),
+                "10 rows make pieces of 3, 3, 3 and 1: weigh each by its rows",
+            ),
+            (
+                ("        (mean", "        model.zero_grad()\n        (mean"),
+                "not the gradient of the whole batch: is one piece lost?",
+            ),
+            (
+                "def gradients(model, inputs, targets, pieces):\n"
+                "    model.zero_grad()\n"
+                "    total = 0\n"
+                "    for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):\n"
+                "        total = total + mean_loss(model, x, y) * len(x) / len(inputs)\n"
+                "    total.backward()\n"
+                "    return [parameter.grad for parameter in model.parameters()]",
+                "right, but all pieces are in memory at once: call backward in the loop",
+            ),
+        ],
+        "exercise-3": [
+            ("def dropout(x, p, training):\n    return None", NOTHING),
+            ((" / (1 - p)", ""), "what is left must be divided by 1 - p"),
+            ((" / (1 - p)", " * (1 - p)"), "divide what is left by 1 - p"),
+            ((">= p) / (1 - p)", "< p) / p"), "p is the probability to drop, not to keep"),
+            (
+                ("    if not training:\n        return x\n", ""),
+                "in use, nothing is dropped: return x",
+            ),
+            (
+                ("torch.rand_like(x)", "torch.rand(len(x), 1)"),
+                "each number by itself, not rows as a whole",
+            ),
+            (
+                ("return x * (torch.rand_like(x) >= p)", "return x.mul_(torch.rand_like(x) >= p)"),
+                "the x that was given has changed: make a new tensor",
+            ),
+        ],
+        "exercise-4": [
+            ("def bits_per_byte(nats, count, size):\n    return None", NOTHING),
+            (
+                (" / math.log(2)", ""),
+                "that is nats per byte: one bit is ln 2 nats, so there are more bits than nats",
+            ),
+            (
+                ("/ math.log(2)", "* math.log(2)"),
+                "a bit is less than a nat (0.69), so there are more of them: divide",
+            ),
+            (
+                ("nats * count / math.log(2) / size", "nats / math.log(2)"),
+                "that is bits per token: how many tokens are there for each byte?",
+            ),
+            (
+                ("nats * count / math.log(2) / size", "nats * size / math.log(2) / count"),
+                "turned round: count tokens pay, and size bytes share it",
+            ),
+            ((" / size", ""), "that is all bits together: divide by the bytes"),
+        ],
+        "exercise-5": [
+            ("def fit(sizes, losses):\n    return ..., ...", NOTHING),
+            (("-slope", "slope"), "the line falls, and b is positive: b = -slope"),
+            (("np.exp(height)", "height"), "that is log a: a is np.exp of it"),
+            (
+                ("np.exp(height), -slope", "slope, -height"),
+                "polyfit returns the slope first, then the height",
+            ),
+            (
+                ("np.log(sizes), np.log(losses)", "sizes, losses"),
+                "take logarithms of both first",
+            ),
+            (
+                ("np.log(sizes), np.log(losses)", "np.log(sizes), losses"),
+                "the losses need a logarithm too",
+            ),
+            (
+                ("np.log(sizes), np.log(losses)", "np.log10(sizes), np.log10(losses)"),
+                "log10 goes with 10 to a power, and log with exp",
+            ),
+        ],
+    },
 }
 
 # In place of a cell that takes long: by lesson and cell, what it leaves to those after it.
