@@ -16,7 +16,8 @@ from minigpt.training.sources import Mixture, Text
 
 
 def test_what_is_next_can_be_typed_whatever_the_names():
-    commands = [shlex.split(line) for line in what_next(Path("my runs/it's"), "\n'O' $HOME\nx", 5)]
+    told = what_next(Path("my runs/it's"), "\n'O' $HOME\nx", 5)
+    commands = [shlex.split(line) for line in told]
     assert commands[0] == [
         "minigpt",
         "generate",
