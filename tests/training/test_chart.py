@@ -31,6 +31,11 @@ def test_a_loss_that_falls_evenly_is_a_line_from_one_corner_to_the_other():
     assert max(steps) - min(steps) <= 2
 
 
+def test_a_loss_that_falls_at_once_is_a_line_without_a_gap():
+    rows = [{"step": n, "loss": 4.0 if n < 50 else 2.0} for n in range(1, 101)]
+    assert all(line.strip() for line in canvas(chart_lines(rows, 100, 100)))
+
+
 def test_held_out_losses_stand_where_they_were_measured():
     drawn = canvas(chart_lines(STRAIGHT, 100, 100))
     assert (drawn[0][0], drawn[-1].rstrip()[-1]) == ("o", "o")
