@@ -126,7 +126,9 @@ def run(options: argparse.Namespace) -> int:
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
     if config.method != "supervised":
-        return learn_from_rewards(directory, config, bool(options.resume), say_beside_bars)
+        return learn_from_rewards(
+            directory, config, bool(options.resume), say_beside_bars, options.threads
+        )
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
@@ -194,13 +196,18 @@ def evaluate_only(options: argparse.Namespace) -> int:
 
 
 def learn_from_rewards(
-    directory: Path, config: TrainConfig, resume: bool, report: Callable[[str], object]
+    directory: Path,
+    config: TrainConfig,
+    resume: bool,
+    report: Callable[[str], object],
+    threads: int | None,
 ) -> int:
     """Train a model by what its own answers to a task's problems are worth.
 
     Raises:
         MinigptError: without a task or a model to start from.
     """
+    from minigpt.commands.models import one_thread_if_small
     from minigpt.training.answers import Questions
     from minigpt.training.curves import draw_rewards, read
     from minigpt.training.places import claim
@@ -216,6 +223,7 @@ def learn_from_rewards(
             raise MinigptError(f"method {config.method} needs {option}: {needed}")
     claim(directory, resume)
     model = starting_model(config, open_source(config, ""))
+    one_thread_if_small(model, threads)
     config = as_it_runs(config, model.config)
     report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
     questions = Questions.of(TASKS[config.task])
