@@ -31,9 +31,11 @@ from minigpt.support.modes import evaluating
 from minigpt.training.answers import SHOWN, Answers, Questions, recomputed, sample
 from minigpt.training.curves import Log
 from minigpt.training.data import draws
+from minigpt.training.display import Report
 from minigpt.training.interruption import interrupts
-from minigpt.training.loop import Report, Run, alone_in, rate
+from minigpt.training.loop import Run, rate
 from minigpt.training.parallel import Processes
+from minigpt.training.places import alone_in
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.state import State, trained
 

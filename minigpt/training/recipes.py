@@ -47,7 +47,11 @@ class TrainConfig:
 
     # What to learn from
     data: str = setting(
-        "stories:41000", "text file, folder, JSONL, or stories:N, made up", (), True
+        "stories:41000",
+        "text, JSONL (each also .gz), a folder, or stories:N, made up; several: a.txt:2 b/:1, with "
+        "how often each is drawn",
+        (),
+        True,
     )
     task: str = setting("", "a built-in task to learn instead; it needs no data")
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")
@@ -111,7 +115,9 @@ class TrainConfig:
     sample_every: int = setting(
         0, "steps between samples of text; 0: none (nor when sharded)", (), True
     )
-    sample_tokens: int = setting(60, "tokens in each of them", (), True)
+    sample_tokens: int = setting(
+        400, "tokens in each of them at most, where the text does not end before", (), True
+    )
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
     stored: str = setting("float32", "dtype of the best model's file", STORED)
@@ -294,12 +300,15 @@ PRESETS: dict[str, TrainConfig] = {
     # Small data, large model: gentle steps, dropout, and few of them.
     "finetune": TrainConfig(
         start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=3e-5,
-        warmup=20, schedule="constant", dropout=0.1, evaluate_every=20, save_every=100, beta2=0.99,
+        warmup=20, schedule="constant", dropout=0.1, evaluate_every=20, save_every=100,
+        sample_tokens=200, beta2=0.99,
     ),
+    # Products beside every matrix of the blocks. They start at zero and so take a rate a hundred
+    # times that of the weights; few steps, for small data are soon known by heart.
     "lora": TrainConfig(
-        start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=3e-4,
-        warmup=20, schedule="constant", dropout=0.05, weight_decay=0.0, lora_rank=8,
-        evaluate_every=20, save_every=100, beta2=0.99,
+        start="gpt2", held_out=0.1, steps=300, batch_size=8, accumulate=4, learning_rate=5e-3,
+        warmup=30, dropout=0.05, weight_decay=0.0, lora_rank=8, lora_on=",".join(PROJECTIONS),
+        evaluate_every=20, save_every=100, sample_tokens=200, beta2=0.99,
     ),
     **{name: _for_task(task) for name, task in TASKS.items()},
 }  # fmt: skip
