@@ -169,11 +169,12 @@ def translated(cell: Cell, catalogue: Catalogue, lesson: Path, language: str) ->
 
     def link(found: re.Match[str]) -> str:
         target = found[1]
-        if "://" in target or Path(target).stem in translated_lessons:
+        if "://" in target or target in translated_lessons:
             return found[0]
         return f"](../{target}"
 
-    translated_lessons = {path.stem for path in (lesson.parent / language).glob("*.md")}
+    pages = list((lesson.parent / language).glob("*.md"))
+    translated_lessons = {f"{path.stem}.ipynb" for path in pages} | {path.name for path in pages}
     return {**cell, "source": LINK.sub(link, text).splitlines(keepends=True)}
 
 

@@ -303,6 +303,13 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("train", "--learning-rate", "nan"), "learning_rate is nan, needed"),
     (("train", "--n-embd", "7"), "n_embd is 7 and n_head is 5"),
     (("train", "--device", "cuda"), "device 'cuda' cannot be used here"),
+    (("train", "--eval"), "--eval needs a model to measure"),
+    (("train", "--eval", "./nowhere"), "./nowhere holds no run with a log.jsonl"),
+    (("curves", "./nowhere"), "./nowhere holds no run with a log.jsonl"),
+    (("curves", "{saved}"), "holds no run with a log.jsonl"),
+    (("curves", "x" * 5_000), "holds no run with a log.jsonl"),
+    (("curves", "a\0b"), r"the path is 'a\x00b', needed"),
+    (("curves", "{saved}", "--plot", "x.gif"), "x.gif does not end in .png or .svg"),
     (("download", "gpt2", "--weights-dir", "x" * 5_000), "could not fetch openai-community/gpt2"),
     (("download", "../gpt2"), "there is no model '../gpt2' to download"),
 ]

@@ -1,7 +1,7 @@
-"""GPT-2 as a tutorial writes it for training on a GPU: what our training step is held against.
+"""GPT-2 as a tutorial writes it for training: what our training step is held against.
 
-nn.Linear, PyTorch's fused attention, fused AdamW, bfloat16 by autocast, the whole model compiled;
-no cache, no numerics of its own. The loop is what nanoGPT's comes to on one GPU.
+nn.Linear, PyTorch's fused attention, bfloat16 by autocast; no cache, no numerics of its own. The
+loops are what nanoGPT's comes to, on one GPU, where the whole model is compiled, and on a CPU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from minigpt.config import GPTConfig
 
 
 class PlainBlock(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    """`bias`: whether layers have one; without it GELU is the exact one, as in nanoGPT."""
+
+    def __init__(self, config: GPTConfig, bias: bool = True) -> None:
         super().__init__()
         width, self.heads = config.n_embd, config.n_head
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias), nn.Linear(width, width, bias)
+        self.up, self.down = nn.Linear(width, 4 * width, bias), nn.Linear(4 * width, width, bias)
+        self.gelu = "tanh" if bias else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -31,18 +34,18 @@ class PlainBlock(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate=self.gelu))
 
 
 class PlainGPT(nn.Module):
     """(B, T) tokens and targets -> the mean loss in nats."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, bias: bool = True) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.blocks = nn.ModuleList(PlainBlock(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.blocks = nn.ModuleList(PlainBlock(config, bias) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.wte.weight
         for parameter in self.parameters():

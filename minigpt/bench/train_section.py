@@ -1,7 +1,8 @@
-"""How fast a training step is, beside a plain loop over transformers' GPT-2 of the same shape.
+"""How fast a training step is, beside two plain loops over GPT-2 of the same shape.
 
-The plain loop is what a tutorial would write: the library's model, AdamW as it comes, cross-entropy
-and clipping. Both take their steps in turns on the same tokens, with the same number of threads.
+One is what a tutorial would write over transformers' model: AdamW as it comes, cross-entropy and
+clipping. The other is what nanoGPT comes to on a CPU: no biases, the fused attention, and AdamW
+with decay on matrices. All take their steps in turns on the same tokens, with as many threads.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 
 from minigpt.bench.contest import Contest
 from minigpt.bench.measure import Prepare, Row, Section, interleave, ratios
+from minigpt.bench.plain_gpt import PlainGPT
 from minigpt.config import GPTConfig
 from minigpt.support.wording import counted
 from minigpt.tokenizer import CharTokenizer
@@ -47,15 +49,16 @@ def measure_train(contest: Contest) -> Section:
             for who, seconds in times.items():
                 extra = {"tokens/s": tokens / median(seconds)}
                 rows.append(Row(f"{title}: {who}", [1e3 * s for s in seconds], "ms", extra))
-            if len(times) == 2:
-                rows.append(Row(f"{title}: of its time", ratios(*times.values()), "x"))
+            ours, *others = times.items()
+            for who, seconds in others:
+                rows.append(Row(f"{title}: of the time of {who}", ratios(ours[1], seconds), "x"))
     return Section(
         "train", f"time of a training step, {counted(torch.get_num_threads(), 'thread')}", rows
     )
 
 
 def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, ours first; ours alone where transformers is not installed."""
+    """Seconds of each step, ours first; without transformers' where it is not installed."""
     tokenizer = CharTokenizer(map(chr, range(65, 65 + CHARACTERS)))
     tokens = np.random.default_rng(0).integers(CHARACTERS, size=100_000, dtype=np.uint16)
     source = Text(Corpus(tokenizer, tokens, tokens, len(tokens)), config.n_positions, config.seed)
@@ -65,6 +68,8 @@ def step_times(config: TrainConfig, rounds: int) -> dict[str, list[float]]:
         model = starting_model(config, source)
         run = Run(model, source, config, Path(directory), processes, resume=False)
         contenders: dict[str, Prepare] = {"minigpt": lambda: run.step}
+        nano = nano_loop(config, source)
+        contenders["nanoGPT's loop"] = lambda: nano
         plain = plain_loop(config, source)
         if plain is not None:
             contenders["plain loop over transformers"] = lambda: plain
@@ -87,6 +92,32 @@ def our_step(
     with TemporaryDirectory(prefix="minigpt-bench-") as directory:  # only a checkpoint needs it
         model = starting_model(config, source)
         return Run(model, source, config, Path(directory), Processes(device), resume=False).step
+
+
+def nano_loop(config: TrainConfig, source: Text) -> Callable[[], object]:
+    """A step as nanoGPT takes it on a CPU, to be called again and again."""
+    torch.manual_seed(config.seed)
+    model = PlainGPT(config.shape(source.tokenizer.n_vocab, None), bias=False)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay},
+         {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate, betas=(config.beta1, config.beta2),
+    )  # fmt: skip
+    numbers = iter(range(10**9))
+
+    def step() -> None:
+        inputs, targets = source.batch(next(numbers), range(config.batch_size))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
+            loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
 
 
 def plain_loop(config: TrainConfig, source: Text) -> Callable[[], object] | None:

@@ -100,6 +100,26 @@ def resolve(source: str | Path, weights_dir: Path | None = None) -> Path:
     return folder
 
 
+def cached(name: str) -> Path | None:
+    """Where a published model lies in the cache of the hub's client, whole; nothing is fetched.
+
+    Args:
+        name: a short name of `PINNED`. (transformers may have filed it under that name as well.)
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for repo in (PINNED[name].repo, name) if name in PINNED else ():
+        for revision in (PINNED[name].revision, "main"):
+            with suppress(LocalEntryNotFoundError):
+                found = snapshot_download(
+                    repo, revision=revision, allow_patterns=list(FILES), local_files_only=True
+                )
+                if not _missing(Path(found)):
+                    return Path(found)
+    return None
+
+
 def _bundled() -> Path:
     """The bundled model: inside the package as a wheel installs it, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]

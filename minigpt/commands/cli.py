@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import minigpt
 from minigpt.commands import (
     bench_command,
+    curves_command,
     download_command,
     generate_command,
     inspect_command,
@@ -44,6 +45,7 @@ COMMANDS = (
     score_command,
     bench_command,
     train_command,
+    curves_command,
     download_command,
 )
 MOST_THREADS = 1024

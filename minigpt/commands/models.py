@@ -33,9 +33,15 @@ def load(options: argparse.Namespace) -> GPT:
         model = random_model(options.model, dtype, device, options.numerics, options.weights)
     else:
         model = GPT.from_pretrained(options.model, dtype, device, options.numerics, options.weights)
-    if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL:
-        torch.set_num_threads(1)  # its products are over before a second thread has begun
+    one_thread_if_small(model, options.threads)
     return model
+
+
+def one_thread_if_small(model: GPT, asked_for: int | None) -> None:
+    """Unless some number was asked for, a small model's products have no use for a second thread:
+    they are over before it has begun."""
+    if asked_for is None and sum(p.numel() for p in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
 
 
 def random_model(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from minigpt.commands.options import Subcommands, add_command, threads_option
+from minigpt.commands.run_story import choose_threads, tell_results, told_of_data
 from minigpt.config import GPTConfig
 from minigpt.support.errors import MinigptError
-from minigpt.support.wording import counted
 from minigpt.training.recipes import (
     OF_DATA,
+    OF_REWARDS,
     PRESETS,
     TrainConfig,
     configure,
     contradictions,
+    for_rewards,
     preset,
     read_toml,
 )
@@ -26,7 +29,8 @@ ABOUT = """\
 Every number of a run is a field below. The defaults suit a laptop; --preset toy is how the bundled
 model was made;
 --preset changes some, then --config, then the command line. Under torchrun the same command trains
-on many devices.
+on many devices. With --task and --method grpo a trained model (--from) goes on learning from what
+its own answers are worth, where nobody knows a right one: --task naming, for instance.
 """
 EXAMPLES = (
     "minigpt train --task addition --out runs/addition",
@@ -62,13 +66,25 @@ def add(commands: Subcommands) -> None:
         "--steps, evaluation, device and a moved --data may be given",
     )
     command.add_argument(
+        "--eval",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="train nothing: measure the best model of the run in DIR (or --out), or the one of "
+        "--from, on all that is held out, with intervals of 95%%",
+    )
+    command.add_argument(
         "--cache",
         type=Path,
         default=Path("runs/data"),
         metavar="DIR",
         help="where tokenized text is kept (default runs/data)",
     )
-    threads_option(command)
+    threads_option(
+        command,
+        "CPU threads (default: as many as prove fastest, where the model is small; a resumed run "
+        "keeps its own)",
+    )
     kinds = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
     for f in fields(TrainConfig):
         flags = [f"--{f.name.replace('_', '-')}", *(["--from"] if f.name == "start" else [])]
@@ -83,6 +99,8 @@ def add(commands: Subcommands) -> None:
         else:
             kind, metavar = kinds[str(f.type)]
             choices = f.metadata["choices"]
+            if f.name == "data":
+                about["nargs"] = "+"
             about |= {"choices": choices} if choices else {"metavar": metavar}
             command.add_argument(*flags, type=kind, **about)
 
@@ -91,20 +109,26 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from minigpt.commands.models import device_named
-    from minigpt.tokenizer_settings import END_OF_TEXT
-    from minigpt.training.curves import draw
-    from minigpt.training.loop import claim, train
+    from minigpt.training.curves import Artist, draw
+    from minigpt.training.loop import train
+    from minigpt.training.lora import trainable
     from minigpt.training.needs import require_compiler
     from minigpt.training.parallel import processes
-    from minigpt.training.sources import Problems, Text, open_source, starting_model
-    from minigpt.training.summary import summarise
+    from minigpt.training.places import claim
+    from minigpt.training.sources import Mixture, Text, open_source, starting_model
 
     def say_beside_bars(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
+    if options.eval:
+        return evaluate_only(options)
     directory = run_directory(options)
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
+    if config.method != "supervised":
+        return learn_from_rewards(
+            directory, config, bool(options.resume), say_beside_bars, options.threads
+        )
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
@@ -113,20 +137,109 @@ def run(options: argparse.Namespace) -> int:
         if config.compile:
             require_compiler(ours.device)  # before text is tokenized, which may take minutes
         source = open_source(config, options.cache)
-        if isinstance(source, Text):
-            documents = counted(source.corpus.documents, "document")
-            report(f"{config.data}: {documents} ({END_OF_TEXT} ends one inside a file)")
+        if isinstance(source, (Text, Mixture)):
+            for line in told_of_data(config, source):
+                report(line)
         model = starting_model(config, source)
         config = as_it_runs(config, model.config)
-        report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
-        state = train(model, source, config, directory, ours, bool(options.resume), report)
+        count = sum(p.numel() for p in model.parameters())
+        changing = trainable(model.config, config)
+        some = f"{changing:,} of " if changing < count else ""
+        report(f"training {some}{count:,} parameters in {directory}")
+        choose_threads(options.threads, found, model, source, config, ours, report)
+        artist = Artist(directory) if first else None
+        try:
+            state = train(
+                model, source, config, directory, ours, bool(options.resume), report,
+                artist or (lambda: None), timed=True,
+            )  # fmt: skip
+        finally:
+            if artist and artist.began:
+                draw(directory)
         device, count = ours.device, ours.count
     if not first:
         return 0
     del model
-    picture = draw(directory)
-    accuracy = source.task.accuracy if isinstance(source, Problems) else None
-    print(summarise(directory, source, config, state, device, accuracy, count))
+    tell_results(directory, source, config, state, device, count)
+    return 0
+
+
+def evaluate_only(options: argparse.Namespace) -> int:
+    """Measure a model on what its run, or the command line, holds out."""
+    from minigpt.commands.models import device_named, one_thread_if_small
+    from minigpt.model import GPT
+    from minigpt.training.measurement import measure_model
+    from minigpt.training.run_table import read_run
+    from minigpt.training.sources import open_source
+
+    place = options.eval if isinstance(options.eval, str) else options.out
+    if place is None and not options.field_start:
+        raise MinigptError(
+            "--eval needs a model to measure: name a run's directory (--eval DIR), or a checkpoint "
+            "and its data (--from SOURCE --data FILE --eval)"
+        )
+    if place is None:
+        config = configured(options)
+        model_at: str | Path = config.start
+    else:
+        found, model_at = read_run(place), Path(place)
+        if found.recipe is None:
+            raise MinigptError(f"{place} holds no model yet: wait for the run's first evaluation")
+        config = configure(found.recipe, given_fields(options), "the command line")
+        if config.start and not config.task:  # its tokenizer lies beside the best model, too
+            config = replace(config, start=str(place))
+    source = open_source(config, options.cache)
+    model = GPT.from_pretrained(model_at, device=device_named(config.device), numerics="fast")
+    one_thread_if_small(model, options.threads)
+    print(measure_model(model, source))
+    return 0
+
+
+def learn_from_rewards(
+    directory: Path,
+    config: TrainConfig,
+    resume: bool,
+    report: Callable[[str], object],
+    threads: int | None,
+) -> int:
+    """Train a model by what its own answers to a task's problems are worth.
+
+    Raises:
+        MinigptError: without a task or a model to start from.
+    """
+    from minigpt.commands.models import one_thread_if_small
+    from minigpt.training.answers import Questions
+    from minigpt.training.curves import draw_rewards, read
+    from minigpt.training.places import claim
+    from minigpt.training.policy import improve
+    from minigpt.training.sources import open_source, starting_model
+    from minigpt.training.tasks import TASKS
+
+    for name, option, needed in (
+        ("task", "--task", f"one of {', '.join(TASKS)}, which can judge an answer"),
+        ("start", "--from", "a model that is right at least now and then"),
+    ):
+        if not getattr(config, name):
+            raise MinigptError(f"method {config.method} needs {option}: {needed}")
+    claim(directory, resume)
+    model = starting_model(config, open_source(config, ""))
+    one_thread_if_small(model, threads)
+    config = as_it_runs(config, model.config)
+    report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
+    questions = Questions.of(TASKS[config.task])
+    state = improve(model, questions, config, directory, resume, report)
+    rows = read(directory)
+    solved = {row["step"]: row["solved"] for row in rows if "solved" in row}
+    print(f"best model         step {state.best_step:,}")
+    best = solved.get(state.best_step, 0.0)
+    print(
+        f"solved             {best:.1%} of unseen problems, {solved.get(0, 0.0):.1%} at the start"
+    )
+    off = max((row.get("ratio_error", 0.0) for row in rows), default=0.0)
+    agree = "equal to the bit in every batch" if off == 0 else f"ratio off by up to {off:.2g}"
+    print(f"sampler, trainer   {agree} ({config.numerics} numerics)")
+    print(f"training           {state.seconds:,.0f} s")
+    picture = draw_rewards(directory)
     print(f"saved {directory}" + (f", with {picture.name}" if picture else ""))
     return 0
 
@@ -143,13 +256,15 @@ def run_directory(options: argparse.Namespace) -> Path:
         return Path(options.out)
     if options.resume and options.config:
         return Path(options.config).parent
-    data = Path(options.field_data or "stories").stem
-    return Path("runs", options.preset or options.field_task or data)
+    data = Path((options.field_data or ["stories"])[0]).stem
+    method = options.field_method or "supervised"
+    how = "" if method == "supervised" else f"-{method}"  # beside the run that it starts from
+    return Path("runs", (options.preset or options.field_task or data) + how)
 
 
 def to_resume(directory: Path) -> Path:
     """The checkpoint to go on from."""
-    from minigpt.training.loop import CHECKPOINTS
+    from minigpt.training.places import CHECKPOINTS
     from minigpt.training.state import newest_checkpoint
 
     found = newest_checkpoint(directory / CHECKPOINTS)
@@ -168,19 +283,19 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
     Raises:
         MinigptError: for flags that would be ignored, or with which the run cannot be resumed.
     """
-    given = {
-        f.name: value
-        for f in fields(TrainConfig)
-        if (value := getattr(options, f"field_{f.name}")) is not None
-    }
+    given = given_fields(options)
     if found is None or options.preset:
         config = preset(options.preset or options.field_task or "stories")
     else:
         from minigpt.training.state import read_state
 
         _, config = read_state(found)
+    file = read_toml(options.config) if options.config else {}
+    method = given.get("method", file.get("method", "supervised"))
+    if method != "supervised" and found is None:
+        config = for_rewards(config, method)
     if options.config:
-        config = configure(config, read_toml(options.config), str(options.config))
+        config = configure(config, file, str(options.config))
     config = configure(config, given, "the command line")
     if found is not None:
         from minigpt.training.state import check_same_run, read_state
@@ -189,9 +304,19 @@ def configured(options: argparse.Namespace, found: Path | None = None) -> TrainC
     ignored = contradictions(config, given)
     if ignored and found is None:
         why = f"task {config.task}" if ignored[0] in OF_DATA and config.task else "--from"
+        why = "method supervised" if ignored[0] in OF_REWARDS else why
         named = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         raise MinigptError(f"{named} would be ignored, as {why} says it already: leave it out")
     return config
+
+
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Those that were set on the command line."""
+    return {
+        f.name: "\n".join(value) if isinstance(value, list) else value
+        for f in fields(TrainConfig)
+        if (value := getattr(options, f"field_{f.name}")) is not None
+    }
 
 
 def as_it_runs(config: TrainConfig, shape: GPTConfig) -> TrainConfig:

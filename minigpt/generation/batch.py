@@ -49,6 +49,7 @@ def generate_batch(
     policy: str = "stop",
     kind: str = "static",
     on_token: Callable[[int, int], object] | None = None,
+    top_log_probabilities: int | None = None,
 ) -> list[Generation]:
     """Continue several prompts side by side, `n` times each.
 
@@ -68,6 +69,7 @@ def generate_batch(
         stop_tokens, policy: see `generate`.
         kind: of the cache; with "paged", rows share the memory of their prompt.
         on_token: called with the row and the token, as they come.
+        top_log_probabilities: see `generate`.
 
     Returns:
         len(prompts) x n generations, those of the first prompt first. Their times are the batch's.
@@ -100,7 +102,16 @@ def generate_batch(
         frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     rows = [
-        Row(model, prompts[number // n], max_new_tokens, sampler, its_seed, stop_tokens, policy)
+        Row(
+            model,
+            prompts[number // n],
+            max_new_tokens,
+            sampler,
+            its_seed,
+            stop_tokens,
+            policy,
+            top_log_probabilities,
+        )
         for number, its_seed in enumerate(seeds)
     ]
     longest = max(len(row.window) for row in rows) + max_new_tokens

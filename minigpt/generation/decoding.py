@@ -40,6 +40,7 @@ class Generation:
     tokens: list[int] = field(default_factory=list)  # the new ids, without the one that ended it
     finish_reason: str = "length"  # or "end_of_text", "context" (it is full), "stop_string"
     log_probabilities: list[TokenLogProb] = field(default_factory=list)  # one per token, if asked
+    ending: TokenLogProb | None = None  # that of the token that ended it, if asked
     prefill_seconds: float = 0.0  # until the first token
     decode_seconds: float = 0.0  # for all tokens after the first
     cache_bytes: int = 0  # allocated; 0 without a cache
@@ -142,10 +143,12 @@ class Row:
             token = self.sampler.choose(logits, self.generator, self.history, never)
         except MinigptError as error:
             raise _blamed(error, self.model, self.window) from error
-        if self.top_log_probabilities is not None and token not in self.stop_tokens:
-            self.result.log_probabilities.append(
-                log_probabilities(logits, token, self.top_log_probabilities)
-            )
+        if self.top_log_probabilities is not None:
+            told = log_probabilities(logits, token, self.top_log_probabilities)
+            if token in self.stop_tokens:
+                self.result.ending = told
+            else:
+                self.result.log_probabilities.append(told)
         return self.accept(token)
 
     def accept(self, token: int) -> int | None:

@@ -149,6 +149,10 @@ class RowOps(ABC):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise the last dimension, then scale and shift."""
 
+    def log_softmax(self, x: Tensor) -> Tensor:
+        """Log-probabilities from logits, over the last dimension."""
+        return x.log_softmax(-1)
+
     def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
         """Refuse surroundings in which this set cannot keep its word (none, for fast)."""
         return None

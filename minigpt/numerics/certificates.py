@@ -113,7 +113,7 @@ class AttentionShape(NamedTuple):
 
 
 class RowwiseShape(NamedTuple):
-    name: str  # "layer_norm", or an activation
+    name: str  # "layer_norm", "log_softmax", or an activation
     width: int
     place: Place
 
@@ -323,7 +323,7 @@ def packed_works(shape: PackedShape) -> bool:
 
 
 class _RowwiseProbe:
-    """A norm or an activation, and what it does to `TILE` rows alone, on one thread."""
+    """A norm, a softmax or an activation, and what it does to `TILE` rows alone, on one thread."""
 
     def __init__(self, shape: RowwiseShape) -> None:
         draw = Draw(shape.place)
@@ -333,6 +333,9 @@ class _RowwiseProbe:
             self.call = lambda rows: F.layer_norm(rows, (shape.width,), weight, bias)
             # Small beside their mean: sums must round.
             self.rows = 256 + 4 * draw.normal(TILE, shape.width)
+        elif shape.name == "log_softmax":
+            self.call = lambda rows: rows.log_softmax(-1)
+            self.rows = 4 * draw.normal(TILE, shape.width)
         else:
             self.call = ACTIVATION[shape.name]
             self.rows = draw.telling(self.call, TILE * shape.width).view(TILE, shape.width)
@@ -350,7 +353,7 @@ def _rowwise_holds(shape: RowwiseShape, sizes: tuple[int, ...], chance: Random) 
 @kept("rowwise", Kind(RowwiseShape, tuple, _rowwise_holds, lambda shape: shape.width))
 @torch.no_grad()
 def rowwise_sizes(shape: RowwiseShape) -> tuple[int, ...]:
-    """The numbers of rows for which a norm or an activation does what it does to one row."""
+    """The numbers of rows for which a norm, a softmax or an activation does what it does to one."""
     probe = _RowwiseProbe(shape)
     few = [size for size in SIZES if size * shape.width <= PROBE_LIMIT / 500]
     # One row is the reference, and needs no padding.

@@ -145,6 +145,9 @@ class ExactOps(RowOps):
             "layer_norm", lambda rows: F.layer_norm(rows, weight.shape, weight, bias, eps), x
         )
 
+    def log_softmax(self, x: Tensor) -> Tensor:
+        return _rowwise("log_softmax", lambda rows: rows.log_softmax(-1), x)
+
     def check_context(self, dtype: torch.dtype, device: torch.device) -> None:
         if _compiling():
             raise MinigptError(

@@ -1,4 +1,4 @@
-"""The GPT-2 that a learner builds in lesson 0, and the cache that they put into it in lesson 2.
+"""What a learner writes: GPT-2 in lesson 0, its cache in lesson 2, parts of later models in 9.
 
 Nothing else in the package uses it: it is as short as it can be, knows one activation and one kind
 of head, and checks nothing. `model.py` and `cache/` are the real ones. The names of weights are
@@ -171,3 +171,42 @@ class CachedGPT(GPT):
             x = x + block.attn(block.ln_1(x), cache, layer)
             x = x + block.mlp(block.ln_2(x))
         return self.ln_f(x) @ self.wte.weight.T  # (B, T, V)
+
+
+# --- lesson 9 -------------------------------------------------------------------------------------
+
+
+def rotate(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary positions (Su et al. 2021), with the pairs of Llama's code: i and i + D/2.
+
+    Args:
+        x: queries or keys, (..., T, D).
+        positions: of the T tokens, (T,).
+        base: of the frequencies; Llama's and the paper's is 10,000.
+    """
+    D = x.shape[-1]
+    frequencies = base ** (-torch.arange(0, D, 2) / D)  # (D/2,), from 1 down
+    angles = positions[:, None] * frequencies  # (T, D/2)
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.chunk(2, dim=-1)  # (..., T, D/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One query (D,) that meets all keys and values (S, D) at once."""
+    scores = keys @ q / q.shape[-1] ** 0.5  # (S,)
+    return scores.softmax(-1) @ values  # (D,)
+
+
+def attend_online(q: Tensor, keys: Tensor, values: Tensor, block: int) -> Tensor:
+    """The same, meeting them block by block: nothing of the length S is ever made."""
+    most, total, mixed = torch.tensor(-torch.inf), torch.tensor(0.0), torch.zeros_like(q)
+    for start in range(0, len(keys), block):
+        scores = keys[start : start + block] @ q / q.shape[-1] ** 0.5  # (block,)
+        higher = torch.maximum(most, scores.max())
+        shares = (scores - higher).exp()  # (block,)
+        shrink = (most - higher).exp()  # what was summed up to now was beside a smaller maximum
+        total = total * shrink + shares.sum()
+        mixed = mixed * shrink + shares @ values[start : start + block]
+        most = higher
+    return mixed / total

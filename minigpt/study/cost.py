@@ -1,4 +1,4 @@
-"""What a model and a cache for it cost in memory, from the model's shape alone.
+"""What a model and a cache for it cost in memory, and a pass in work, from the model's shape alone.
 
 Nothing is loaded: parameters follow from the configuration, and the bytes of a cache from a cache
 of that kind on torch's "meta" device, whose tensors have sizes and no memory.
@@ -49,6 +49,19 @@ class CacheCost:
     batch: int  # bytes of all rows, each that long
     tokens_that_fit: int  # positions held at once, over all rows, in the memory that weights leave
     sequences_that_fit: int  # rows as long as the context
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """The work of one pass of a model."""
+
+    flop: int  # multiplications and additions
+    nbytes: int  # read from memory, if everything that is needed comes from there once
+
+    @property
+    def intensity(self) -> float:
+        """FLOP for each byte read: the arithmetic intensity."""
+        return self.flop / self.nbytes
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,36 @@ def cache_bytes(
         with torch.no_grad(), cache.extend(cache.spec, 1, length):
             cache.layers[0].append(new, new)
     return config.n_layer * cache.nbytes
+
+
+def pass_cost(
+    config: GPTConfig, rows: int, new: int, held: int = 0, dtype: torch.dtype = torch.float32
+) -> PassCost:
+    """What a pass costs that gives the logits after the last token of each row.
+
+    Counted are the products and attention, which are nearly all of it. Every weight is read once,
+    whatever the number of rows; every row has keys and values of its own.
+
+    Args:
+        rows: B, texts side by side.
+        new: T, tokens of each that are computed: 1 when decoding.
+        held: tokens of each that a cache holds already.
+
+    Raises:
+        MinigptError: for numbers out of range.
+    """
+    whole("rows", rows)
+    whole("new", new)
+    whole("held", held, 0)
+    L, C, V, D = config.n_layer, config.n_embd, config.vocab_size, config.head_dim
+    H, G = config.n_head, config.kv_heads
+    inner = config.n_inner or 4 * C
+    block = C * (H + 2 * G) * D + C * C + 2 * C * inner  # weights that each token meets
+    keys = held + new  # that each query meets: those that are hidden from it are computed too
+    products = 2 * rows * (new * L * block + V * C)  # 2: multiply and add; one head for each row
+    attention = 2 * 2 * rows * new * keys * L * H * D  # 2: scores, and the mixture of values
+    numbers = L * block + V * C + rows * keys * 2 * L * G * D
+    return PassCost(products + attention, numbers * dtype.itemsize)
 
 
 def _empty_cache(config: GPTConfig, kind: str, dtype: torch.dtype, **settings: int) -> KVCache:

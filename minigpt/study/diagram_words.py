@@ -76,12 +76,12 @@ WORDS: dict[str, dict[str, str]] = {
         "keys values": "keys, values",
     },
     "vi": {
-        "block.title": "GPT-2 từ token đến logit",
+        "block.title": "GPT-2 từ token đến logits",
         "block.text": (
-            "Vectơ token và vectơ vị trí được cộng lại thành luồng dư. Luồng này đi qua {L} khối. "
-            "Trong mỗi khối, chuẩn hóa lớp và attention ({H} đầu), rồi chuẩn hóa lớp và MLP, đọc "
-            "luồng và cộng thêm vào đó. Cuối cùng, chuẩn hóa lớp và tầng đầu ra, có trọng số chính "
-            "là các vectơ token, cho ra logit."
+            "Vectơ token và vectơ vị trí được cộng lại thành dòng thặng dư. Dòng này đi qua {L} "
+            "khối. Trong mỗi khối, layer norm và attention ({H} đầu), rồi layer norm và MLP, đọc "
+            "dòng và cộng thêm vào đó. Cuối cùng, một layer norm nữa và tầng đầu ra, có trọng số "
+            "chính là các vectơ token, cho ra logits."
         ),
         "tokens": "token",
         "vectors": "vectơ token + vectơ vị trí",
@@ -89,9 +89,9 @@ WORDS: dict[str, dict[str, str]] = {
         "attention": "attention",
         "between": "giữa các vị trí",
         "alone": "từng vị trí riêng",
-        "stream": "luồng dư",
+        "stream": "dòng thặng dư",
         "head": "tầng đầu ra",
-        "logits": "logit",
+        "logits": "logits",
         "cache.title": "Cache qua từng lượt",
         "cache.text": (
             "Một lưới: mỗi hàng là một lượt, mỗi cột là một vị trí. Lượt prefill tính {prompt} vị "
@@ -111,24 +111,24 @@ WORDS: dict[str, dict[str, str]] = {
         "attention.text": (
             "Vectơ x của token mới cho ra truy vấn q, khóa k và giá trị v. k và v được nối vào các "
             "khóa K và giá trị V trong cache. Truy vấn được nhân với mọi khóa rồi chia cho căn bậc "
-            "hai của độ rộng đầu; softmax biến điểm thành trọng số; các giá trị được trộn theo "
+            "hai của độ rộng đầu; softmax biến điểm số thành trọng số; các giá trị được trộn theo "
             "trọng số đó, ở mỗi đầu trong {H} đầu; c_proj gộp các đầu lại."
         ),
         "append": "nối thêm",
         "in cache": "trong cache",
-        "scores": "điểm",
+        "scores": "điểm số",
         "weights": "trọng số",
         "mix": "trọng số · V",
-        "out": "cộng vào luồng",
-        "paged.title": "Bộ nhớ lớn dần và bộ nhớ phân trang",
+        "out": "cộng vào dòng",
+        "paged.title": "Bộ nhớ dài dần và bộ nhớ phân trang",
         "paged.text": (
-            "Phía trên là cache lớn dần: mỗi bước tạo một vùng nhớ dài hơn và chép lại tất cả. "
+            "Phía trên là cache dài dần: mỗi bước tạo một vùng nhớ dài hơn và sao chép tất cả. "
             "Phía dưới là cache phân trang: bộ nhớ được chia thành trang {page} vị trí, mỗi bước "
             "chỉ ghi một ô. Văn bản A và B dùng chung hai trang đầu."
         ),
-        "growing": "mỗi bước chép lại tất cả",
-        "copied": "chép {n}: {size} byte",
-        "paged": "trang {page} vị trí, không chép gì",
+        "growing": "mỗi bước sao chép tất cả",
+        "copied": "sao chép {n}: {size} byte",
+        "paged": "trang {page} vị trí, không sao chép gì",
         "page": "trang",
         "text": "văn bản",
         "shared": "Trang 0 và 1 chỉ nằm một lần trong bộ nhớ, cho cả hai văn bản.",

@@ -6,13 +6,14 @@ other modules.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minigpt.checkpoint.hub import BUNDLED, WEIGHTS_DIR, resolve
+from minigpt.checkpoint.hub import BUNDLED, WEIGHTS_DIR, cached, resolve
 from minigpt.checkpoint.weights import CONFIG
 from minigpt.study.spoken import say, speak
 
@@ -24,12 +25,24 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def find(name: str = BUNDLED) -> Path | None:
     """The directory of a model that is here, from whichever folder a lesson is run.
 
-    "toy" is always there; "gpt2" after `minigpt download gpt2`; None for one that is not.
+    "toy" is always there; "gpt2" after `minigpt download gpt2`, or when the hub's client has it in
+    its cache; None for one that is not. Nothing is fetched.
     """
     if name == BUNDLED:
         return resolve(name)
     places = (WEIGHTS_DIR / name, CHECKOUT / WEIGHTS_DIR / name)
-    return next((place for place in places if (place / CONFIG).exists()), None)
+    with warnings.catch_warnings():  # of progress bars, which we do not need
+        warnings.filterwarnings("ignore", message="IProgress")
+        return next((place for place in places if (place / CONFIG).exists()), None) or cached(name)
+
+
+def gpt2() -> tuple[Path, str]:
+    """The directory of GPT-2, or of its stand-in when it is not here, and a title for it."""
+    if place := find("gpt2"):
+        return place, "GPT-2"
+    return resolve(BUNDLED), (
+        "GPT-2 is not here (`minigpt download gpt2` fetches it): in its place, the bundled model"
+    )
 
 
 def check(test: Callable[[], None]) -> None:

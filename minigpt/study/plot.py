@@ -6,6 +6,7 @@ Every function returns a matplotlib Figure, and saves it too where it is given a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -435,13 +436,83 @@ def timeline(record: Iterable[Work], path: str | Path | None = None) -> Picture:
         axes.set_yticks(range(slots))
         for name, alpha in (("prefill", PALE), ("decode", 1.0)):
             axes.barh(-9, 0, color=COLOURS[0], alpha=alpha, label=name)
-        axes.plot([], [], "x", color=INK, markeredgewidth=2, linestyle="", label="put back")
-        figure.legend(loc="outside lower center", ncols=3)
         texts = len({work.request for work in record})
         back = sum(work.what == "preempted" for work in record)
+        if back:
+            axes.plot([], [], "x", color=INK, markeredgewidth=2, linestyle="", label="put back")
+        figure.legend(loc="outside lower center", ncols=3)
         figure.alt = (
             f"{texts} texts in {slots} rows over {last - first + 1} steps; {back} times a text was "
             f"put back."
+        )
+    return figure
+
+
+def roofline(
+    bandwidth: float,
+    flops: float,
+    runs: Mapping[str, Mapping[str, tuple[float, float]]],
+    path: str | Path | None = None,
+) -> Picture:
+    """The roof that memory and arithmetic put over all computations, and some that were measured.
+
+    Left of the ridge a computation waits for memory, right of it for arithmetic (Williams et al.
+    2009). Both scales are logarithmic.
+
+    Args:
+        bandwidth: bytes that are read in a second at best.
+        flops: multiplications and additions in a second at best.
+        runs: by title and label, each FLOP per byte (see `cost.pass_cost`) and FLOP per second.
+
+    Raises:
+        MinigptError: for no run, or numbers that are not above 0.
+    """
+    points = [point for run in runs.values() for point in run.values()]
+    if not points:
+        raise MinigptError("no runs were given, needed at least one, with a point in it")
+    least = min(bandwidth, flops, *(number for point in points for number in point))
+    if not least > 0:
+        raise MinigptError(f"one of the numbers is {least}, needed more than 0")
+    ridge = flops / bandwidth
+    ends = [min(ridge, *(x for x, _ in points)) / 2, max(ridge, *(x for x, _ in points)) * 2]
+    with drawing(path, 1, 1, (7, 4.2)) as figure:
+        (axes,) = figure.axes
+        axes.axvspan(ends[0], ridge, color=GREY, alpha=0.1, linewidth=0)
+        roof = [min(flops, bandwidth * x) / 1e9 for x in (ends[0], ridge, ends[1])]
+        axes.plot([ends[0], ridge, ends[1]], roof, color=INK, linewidth=2)
+        told = []
+        for n, (title, run) in enumerate(runs.items()):
+            for label, (x, speed) in run.items():
+                # Lines rise to the right: below right or above left, a label is clear of them.
+                beside, side = ((4, -11), "left") if n % 2 == 0 else ((-4, 5), "right")
+                axes.annotate(
+                    label, (x, speed / 1e9), beside, textcoords="offset points", fontsize=8,
+                    color=COLOURS[n % len(COLOURS)], ha=side,
+                )  # fmt: skip
+                told.append(f"{title} {label}: {speed / 1e9:,.3g} at {x:.3g} FLOP per byte")
+            xs, speeds = zip(*run.values(), strict=True)
+            axes.plot(
+                xs, [speed / 1e9 for speed in speeds], f"{'osD^v*'[n % 6]}:", label=title,
+                color=COLOURS[n % len(COLOURS)],
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlim=ends)
+        axes.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="speed (GFLOP per second)")
+        bottom, top = axes.get_ylim()
+        for axis, (low, high) in ((axes.xaxis, ends), (axes.yaxis, (bottom, top))):
+            marks = _round_numbers(low, high)
+            axis.set_ticks(marks, [f"{mark:,g}" for mark in marks])
+            axis.set_ticks([], minor=True)
+        axes.grid()
+        for x, side, words in (
+            (ridge / 1.08, "right", local("waits for memory")),
+            (ridge * 1.08, "left", local("waits for arithmetic")),
+        ):
+            axes.text(x, top * 1.02, words, ha=side, va="bottom", fontsize=8, color=GREY)
+        axes.legend(loc="lower right")
+        figure.alt = (
+            f"A roof that rises by {bandwidth / 1e9:,.3g} GB per second up to "
+            f"{flops / 1e9:,.3g} GFLOP per second, with its ridge at {ridge:.3g} FLOP per byte. "
+            f"GFLOP per second of {'; '.join(told)}."
         )
     return figure
 
@@ -542,6 +613,13 @@ def cells(
             f"{axes[0]} {names[0][row]}, {axes[1]} {names[1][column]}."
         )
     return figure
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, 20, ... between two numbers above 0: marks on a logarithmic scale."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    marks = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
+    return [mark for mark in [*marks, 10.0**decades.stop] if low <= mark <= high]
 
 
 def _labels(labels: Sequence[str] | None, count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Text to train on: from documents to memory-mapped tokens, and from tokens to batches.
 
-A source is tokenized once, piece by piece, into a directory that appears whole or not at all; every
-later run maps it. Which windows make a batch depends on seed, step and row number only, so a
+A source is tokenized once (in `tokenizing.py`) into a directory that appears whole or not at all;
+every later run maps it. Which windows make a batch depends on seed, step and row number only, so a
 resumed run, or several processes that share the rows, see what one uninterrupted run would.
 
 Letters as in `model.py`, and: `N` tokens of a text, `R` rows of a batch.
@@ -10,14 +10,10 @@ Letters as in `model.py`, and: `N` tokens of a text, `R` rows of a batch.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +22,12 @@ import torch
 from torch import Tensor
 
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import aside, flush, read_json
-from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
-from minigpt.training.bpe import train_bpe
-from minigpt.training.documents import by_shares, hash_source, read_documents, story_count
+from minigpt.support.files import flush, read_json
+from minigpt.tokenizer import Tokenizer
+from minigpt.training import tokenizing
+from minigpt.training.documents import hash_source
 
-BPE_SAMPLE = 2**24  # characters that byte pairs are learned from: the first so many
 IGNORED = -100  # a target that does not count, as F.cross_entropy has it
-_SPACE_AHEAD = re.compile(r"\S(?=[ \n])")
 LARGEST_ABOUT = 2**10  # bytes of corpus.json
 FORMAT = 3  # of the cached files; a new number makes old ones be tokenized again
 
@@ -94,12 +88,14 @@ def prepare(
     The name of the cached copy carries a hash of the source's bytes. (Sizes and times would be
     quicker to compare, but a copied file has new times, and an edited one may keep its own; a hash
     reads a gigabyte in a few seconds, which tokenizing it takes minutes for.) Several runs may
-    start at once: each works in a directory of its own, and the first to finish renames it.
+    start at once: each works in a directory of its own, and the first to finish renames it; but
+    where there is much to do, only one works, and when it is killed the next goes on from there.
 
     Args:
-        source: a text file; a `.jsonl` file, whose lines are objects with a "text"; a folder of
-            either, read in the order of their paths without the hidden ones; or "stories:COUNT",
-            made up. A document is a line of JSON, a file, or what `<|endoftext|>` ends in one.
+        source: a text file; a `.jsonl` file, whose lines are objects with a "text"; either of them
+            compressed, with `.gz` at the end of its name; a folder of them, read in the order of
+            their paths without the hidden ones; or "stories:COUNT", made up. A document
+            is a line of JSON, a file, or what `<|endoftext|>` ends in one.
         tokenizer: "char", "byte", "bpe:SIZE" (byte pairs learned from this text), "gpt2", or one
             that is there already.
         directory: where cached copies live.
@@ -111,11 +107,8 @@ def prepare(
     """
     if not 0.0 < held_out < 1.0:
         raise MinigptError(f"held_out is {held_out!r}, needed a share between 0 and 1")
-    if isinstance(tokenizer, str) and not re.fullmatch(r"char|byte|gpt2|bpe:\d+", tokenizer):
-        raise MinigptError(
-            f"tokenizer is {tokenizer!r}, needed 'char', 'byte', 'gpt2', or 'bpe:' and a "
-            f"vocabulary's size such as bpe:1024"
-        )
+    if isinstance(tokenizer, str):
+        tokenizing.check_kind(tokenizer)
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
     key = "\n".join((str(FORMAT), hash_source(source), spec, repr(float(held_out))))
     name = re.sub(r"[^\w.-]", "-", Path(source).name or "text")
@@ -123,12 +116,12 @@ def prepare(
     if not home.is_dir():
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
-            with aside(home.parent) as staging:
-                made = staging / "corpus"
-                _tokenize(source, tokenizer, made, held_out)
-                for path in (*made.iterdir(), made):
-                    flush(path)
-                _rename(made, home)
+            with tokenizing.workplace(home, source) as made:
+                if made is not None:
+                    tokenizing.tokenize(source, tokenizer, made, held_out)
+                    for path in (*made.iterdir(), made):
+                        flush(path)
+                    _rename(made, home)
         except OSError as error:
             raise MinigptError(
                 f"the tokens of {source} cannot be kept in {directory} ({error}): make room there, "
@@ -203,122 +196,6 @@ def windows(
         ended = (inputs[:, 1:] == end_of_text).cumsum(1) > 0  # the first token opens the document
         targets[:, 1:][ended] = IGNORED
     return inputs.contiguous(), targets
-
-
-# --- from documents to a directory of tokens ---
-
-
-def _tokenizer_for(spec: Tokenizer | str, source: str | Path) -> Tokenizer:
-    if isinstance(spec, Tokenizer):
-        return spec
-    if spec == "byte":
-        return byte_tokenizer()
-    if spec == "gpt2":
-        return Tokenizer.from_pretrained("gpt2")
-    pieces = chain.from_iterable(read_documents(source))
-    if spec == "char":
-        return CharTokenizer(sorted(set().union(*pieces)))
-    return train_bpe(_first(pieces, BPE_SAMPLE), int(spec.removeprefix("bpe:")))
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    return [(text, tokenizer.encode(text, part=True)) for text in texts]
-
-
-def _first(pieces: Iterable[str], count: int) -> Iterator[str]:
-    for piece in pieces:
-        yield piece[:count]
-        count -= len(piece)
-        if count <= 0:
-            return
-
-
-def _cut(source: str | Path, held_out: float) -> tuple[int, int, int]:
-    """Characters of all documents, how many come before the held-out part; how many documents."""
-    starts = array("Q")  # of each document
-    total = 0
-    for document in read_documents(source):
-        begin = total
-        total += sum(map(len, document))
-        if total > begin:
-            starts.append(begin)
-    if total == 0:
-        raise MinigptError(f"{source} is empty, needed some text: choose another file or folder")
-    wanted = round(total * (1 - held_out))
-    cut = min(starts[1:], key=lambda start: abs(start - wanted), default=wanted)
-    return total, cut, len(starts)
-
-
-def _split(source: str | Path, cut: int, in_pieces: bool) -> Iterator[tuple[bool, str | None]]:
-    """(held out?, a piece of text) and (held out?, None) where an end-of-text token belongs."""
-    done = 0  # characters
-    yield False, None
-    for document in read_documents(source):
-        begin = done
-        for piece in document if in_pieces else ["".join(document)]:
-            at = min(max(cut - done, 0), len(piece))
-            if 0 < at < len(piece):  # in the only document: go on to the next white space
-                space = _SPACE_AHEAD.search(piece, at - 1)
-                at = space.end() if space else at
-            yield False, piece[:at]
-            yield True, piece[at:]
-            done += len(piece)
-        if done > begin:
-            yield done > cut, None
-            if done == cut:
-                yield True, None
-
-
-def _encoded_stories(
-    count: int, held_out: float, tokenizer: Tokenizer, separator: list[int]
-) -> Iterator[tuple[bool, str | None, list[int]]]:
-    """What `_split` gives of the built-in stories, each with its tokens; shared by all cores.
-
-    They are all of one kind, so their number is cut, and nobody need measure them first.
-    """
-    cut = min(max(1, round(count * (1 - held_out))), max(1, count - 1))
-    yield False, None, separator
-    every = chain.from_iterable(by_shares(partial(_encoded, tokenizer), count))
-    for number, (text, ids) in enumerate(every):
-        yield number >= cut, text, ids
-        yield number >= cut, None, separator
-        if number == cut - 1:
-            yield True, None, separator
-
-
-def _tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_out: float) -> None:
-    """Write both parts' tokens, the tokenizer and `corpus.json`."""
-    from tqdm import tqdm
-
-    count = story_count(source)
-    total, cut, documents = (count, 0, count) if count else _cut(source, held_out)
-    tokenizer = _tokenizer_for(spec, source)
-    tokenizer.save_pretrained(directory)
-    dtype = np.dtype("<u2" if tokenizer.n_vocab <= 2**16 else "<u4")
-    separator = [] if tokenizer.eot_token is None else [tokenizer.eot_token]
-    parts = (
-        _encoded_stories(count, held_out, tokenizer, separator)
-        if count
-        else (
-            (is_held_out, text, separator if text is None else tokenizer.encode(text, part=True))
-            for is_held_out, text in _split(source, cut, tokenizer.is_local)
-        )
-    )
-    held_out_bytes = 0
-    with (
-        open(directory / "training.bin", "wb") as training,
-        open(directory / "held_out.bin", "wb") as rest,
-        tqdm(
-            total=total, desc="tokenizing", unit="story" if count else "char", unit_scale=True,
-            leave=False,
-        ) as bar,
-    ):  # fmt: skip
-        for is_held_out, text, ids in parts:
-            (rest if is_held_out else training).write(np.array(ids, dtype).tobytes())
-            held_out_bytes += len(text.encode()) if text and is_held_out else 0
-            bar.update(len(text or "") if not count else text is not None)
-    about = {"dtype": dtype.str, "held_out_bytes": held_out_bytes, "documents": documents}
-    (directory / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _rename(made: Path, home: Path) -> None:

@@ -6,17 +6,20 @@ Nothing is held in memory whole. What becomes of the text is in `data.py`.
 from __future__ import annotations
 
 import codecs
+import gzip
 import hashlib
 import json
 import multiprocessing
 import os
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer_settings import END_OF_TEXT
@@ -27,6 +30,8 @@ STORIES_SEED = 1
 STORIES_AT_ONCE = 2_000  # in one share of the work
 FEW_SHARES = 10  # up to which one process writes them all
 
+PACKED = ".gz"
+_WEIGHTED = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")  # a source and its weight
 BOM = "\ufeff"  # a mark that some editors begin a file with; it is no part of the text
 
 Documents = Iterator[Iterator[str]]  # each in pieces, which must be read before the next document
@@ -50,10 +55,11 @@ def read_documents(source: str | Path, piece: int = PIECE) -> Documents:
         yield from (iter([story]) for story in chain.from_iterable(shares))
         return
     for path in _files(Path(source)):
-        if path.suffix == ".jsonl":
+        kind = path.with_suffix("").suffix if path.suffix == PACKED else path.suffix
+        if kind == ".jsonl":
             yield from (iter([text]) for text in _json_lines(path))
         else:
-            if path.suffix == ".json":
+            if kind == ".json":
                 _refuse_array(path)
             yield from map(_whole_words, _parted(_decoded(path, piece)))
 
@@ -111,6 +117,35 @@ def hash_source(source: str | Path) -> str:
     )
 
 
+def named_sources(data: str) -> list[tuple[str, float | None]]:
+    """What a run's `data` names, one source a line, each with its weight; None: it has none.
+
+    Raises:
+        MinigptError: for nothing at all, or when all weights are 0.
+    """
+    found: list[tuple[str, float | None]] = []
+    for line in filter(None, data.split("\n")):
+        match = _WEIGHTED.fullmatch(line)
+        if match and not os.path.exists(line) and story_count(line) is None:
+            found.append((match[1], float(match[2])))
+        else:
+            found.append((line, None))
+    weights = [weight for _, weight in found if weight is not None]
+    if not found or (len(weights) == len(found) and not sum(weights)):
+        raise MinigptError(
+            f"data is {data!r}, needed a text file, folder or JSONL file, or several with weights "
+            f"above 0, such as a.txt:2 b/:1"
+        )
+    return found
+
+
+def source_bytes(source: str | Path) -> int:
+    """How large the files of a source are on the disk; 0 for the built-in stories."""
+    if story_count(source) is not None:
+        return 0
+    return sum(path.stat().st_size for path in _files(Path(source)))
+
+
 def story_count(source: str | Path) -> int | None:
     """How many of the built-in stories are meant; None: the source is something else."""
     match = re.fullmatch(r"stories(?::(\d+))?", str(source))
@@ -155,10 +190,22 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(path: Path, piece: int = PIECE) -> Iterator[bytes]:
+    """What a file holds, unpacked if its name ends in .gz."""
+    with _opened(path) as file:
+        while chunk := file.read(piece):
+            yield chunk
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(piece):
-                yield chunk
+        with cast(IO[bytes], (gzip.open if path.suffix == PACKED else open)(path, "rb")) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise MinigptError(
+            f"{path} is not a whole gzip file ({error}): get it again, or give it another name if "
+            f"it is no gzip file"
+        ) from error
     except OSError as error:
         raise MinigptError(f"{path} cannot be read ({error}): check its permissions") from error
 
@@ -205,7 +252,7 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,37 +21,34 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint as recomputed
-from tqdm import tqdm
 
 from minigpt.checkpoint import weights
-from minigpt.generation.continuation import generate
-from minigpt.generation.text import only_spelled
 from minigpt.model import GPT
 from minigpt.numerics.base import set_ops
 from minigpt.numerics.half_precision import TrainingOps
 from minigpt.support.checks import device_named
 from minigpt.support.errors import MinigptError
-from minigpt.support.files import locked, write_text
+from minigpt.support.files import write_text
 from minigpt.training import lora
-from minigpt.training.curves import Log
+from minigpt.training.chart import told
+from minigpt.training.curves import Log, read
 from minigpt.training.data import IGNORED
+from minigpt.training.display import Report, display_for
 from minigpt.training.interruption import interrupts
-from minigpt.training.losses import cross_entropy, evaluate, uncompiled
+from minigpt.training.losses import Evaluation, assess, cross_entropy
 from minigpt.training.needs import require_compiler, require_room
 from minigpt.training.parallel import Processes, gather, without_exchange
+from minigpt.training.places import CHECKPOINTS, RECIPE, alone_in, claim
 from minigpt.training.recipes import TrainConfig
-from minigpt.training.sources import Source
+from minigpt.training.sources import Beginning, Source
 from minigpt.training.state import (
     State,
     gather_moments,
     load_checkpoint,
-    newest_checkpoint,
     save_checkpoint,
     trained,
 )
-
-Report = Callable[[str], object]
-CHECKPOINTS = "checkpoints"  # in a run's directory; the directory itself holds the best model
+from minigpt.training.writing import continue_beginning
 
 
 class Step(NamedTuple):
@@ -60,6 +57,7 @@ class Step(NamedTuple):
     loss: float  # nats per token, before the update, over the whole batch
     norm: float  # of all gradients together, before clipping
     stop: bool  # some process was asked to
+    seconds: float
 
 
 def train(
@@ -70,6 +68,8 @@ def train(
     processes: Processes | None = None,
     resume: bool = False,
     report: Report = lambda line: None,
+    evaluated: Callable[[], object] = lambda: None,
+    timed: bool = False,
 ) -> State:
     """Train `model`: the best weights go to `directory`, checkpoints into a folder there.
 
@@ -77,7 +77,10 @@ def train(
         model: where to start; with `resume` and a checkpoint there, only its shape counts.
         processes: those that train together; None: this one.
         resume: continue from the newest checkpoint in `directory`, if there is one.
-        report: given a line of text at each evaluation, and each sample.
+        report: given a line of text at each evaluation, the first before the first step, and each
+            sample.
+        evaluated: called after each evaluation, when the log has its figures.
+        timed: put the figures of the last step into the lines too, its speed among them.
 
     Returns:
         How far it got. The model has the weights of the last step.
@@ -93,85 +96,60 @@ def train(
         if writes:
             stack.enter_context(alone_in(directory))
         run = Run(model, source, config, directory, processes, resume)
-        first, began = run.state.step, run.state.seconds
+        first = run.state.step
         asked = stack.enter_context(interrupts())
-        log = Log(directory, first, config.tensorboard) if writes else None
-        bar = tqdm(
-            initial=first, total=config.steps, desc="training", unit="step",
-            disable=None if writes else True, dynamic_ncols=True,  # None: a bar on terminals only
-        )  # fmt: skip
-        stack.enter_context(log or nullcontext())
-        stack.enter_context(bar)
+        log = stack.enter_context(Log(directory, first, config.tensorboard)) if writes else None
+        rows = read(directory) if writes else []
+        display = stack.enter_context(
+            closing(display_for(first, config.steps, rows, report, writes))
+        )
+
+        def tell(step: Step | None) -> None:
+            """Evaluate; log and say what came out."""
+            found, done = run.evaluate(), run.state.step
+            row = {"held_out": found.loss}
+            if source.bytes_per_token:
+                row["bits_per_byte"] = found.loss / math.log(2) / source.bytes_per_token
+            else:
+                row["solved"] = found.right
+            if log:
+                log.append(done, **row)
+            display.evaluated({"step": done, **row})
+            after = {} if step is None else {"loss": run.state.average}
+            if timed and step is not None:
+                after |= run.figures(step)
+            display.say(f"step {done}: {told({**row, **after})}")
+            evaluated()
+
+        if first == 0:
+            tell(None)
         while run.state.step < config.steps:
             step = run.step(asked())
             done = run.state.step
-            tokens = config.batch_size * source.width * (done - first)
-            speed = tokens / (run.state.seconds - began)
-            bar.set_postfix(loss=f"{run.state.average:.3f}", tokens_per_s=f"{speed:,.0f}")
-            bar.update()
             last = done == config.steps
+            row = {"loss": step.loss, **run.figures(step)}
             if log:
-                now = rate(done - 1, config)
-                log.append(done, loss=step.loss, norm=step.norm, rate=now, tokens_per_second=speed)
+                log.append(done, **row)
+            display.step({"step": done, **row}, run.state.average or step.loss)
             if done % config.evaluate_every == 0 or last:
-                loss = run.evaluate()
-                report(f"step {done}: held-out loss {loss:.4f}")
-                if log:
-                    log.append(done, held_out=loss)
+                tell(step)
             if config.sample_every and done % config.sample_every == 0 and not config.shard:
                 if writes:
                     try:
-                        report(f"step {done}: {run.sample()}")
+                        display.say(f"step {done}: {run.sample()}")
                     except Exception as error:  # which is no reason to end a run
-                        report(f"step {done}: no sample, and training goes on: {error!r}")
+                        display.say(f"step {done}: no sample, and training goes on: {error!r}")
                 processes.wait()
             if done % config.save_every == 0 or last or step.stop:
                 run.save()
             if step.stop and not last:
-                report(f"stopped after step {done}, which is saved: --resume goes on from there")
+                display.say(
+                    f"stopped after step {done}, which is saved: --resume goes on from there"
+                )
                 raise KeyboardInterrupt
         if asked():  # in the last step: what is done with the result need not follow
             raise KeyboardInterrupt
         return run.state
-
-
-def claim(directory: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from in a run's directory, which is made when missing.
-
-    Raises:
-        MinigptError: when it cannot be written, or holds a run that is not to be resumed: better
-            now than after ten minutes of training.
-    """
-    _make(directory)
-    found = newest_checkpoint(directory / CHECKPOINTS)
-    if found and not resume:
-        raise MinigptError(
-            f"{directory} holds a run already, up to {found.name}: resume it (--resume), "
-            f"choose another directory, or delete {directory / CHECKPOINTS}"
-        )
-    return found
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """While one process trains into a directory, no other does."""
-    _make(directory / CHECKPOINTS)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(directory / CHECKPOINTS, wait=False))
-        except BlockingIOError:
-            raise MinigptError(
-                f"another process is training into {directory}: wait for it, stop it, or choose "
-                f"another directory"
-            ) from None
-        yield
-
-
-def _make(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MinigptError(f"cannot save in {directory} ({error}): choose another place") from error
 
 
 class Run:
@@ -200,10 +178,9 @@ class Run:
                 f"bring them back, or train into another directory"
             )
 
-        # What is trained: all of the model, a part of it, or products beside its matrices.
-        if config.lora_rank:
-            lora.adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
-        lora.freeze(model, filter(None, config.freeze.split(",")))
+        self.state.threads = torch.get_num_threads()
+
+        lora.limit(model, config)
         if saved:
             saved.restore_weights(model)
 
@@ -262,21 +239,32 @@ class Run:
         state.step += 1
         average = total if state.average is None else state.average
         state.average = average + 0.05 * (total - average)
-        state.seconds += time.perf_counter() - began
-        return Step(total, norm, stops > 0)
+        seconds = time.perf_counter() - began
+        state.seconds += seconds
+        return Step(total, norm, stops > 0, seconds)
 
-    def evaluate(self) -> float:
-        """The held-out loss; the model is kept in the run's directory if it is the lowest yet."""
+    def figures(self, step: Step) -> dict[str, float]:
+        """What the log says of the step that was taken last, besides its loss."""
+        config = self.config
+        return {
+            "norm": step.norm,
+            "learning_rate": config.learning_rate * rate(self.state.step - 1, config),
+            "tokens_per_second": config.batch_size * self.source.width / step.seconds,
+        }
+
+    def evaluate(self) -> Evaluation:
+        """On held-out text; the model is kept in the run's directory if its loss is the lowest."""
         state = self.state
-        loss = evaluate(
+        found = assess(
             self.model, self.source.held_out(self.config.evaluate_windows), self.processes
         )
+        loss = found.loss
         if math.isfinite(loss) and (state.best is None or loss < state.best):
             state.best, state.best_step = loss, state.step
             tensors = self.tensors()
             if self.processes.rank == 0:
                 self._keep_best(tensors)
-        return loss
+        return found
 
     def _keep_best(self, tensors: dict[str, Tensor]) -> None:
         plain = lora.merged(tensors, self.config.lora_scale)
@@ -284,7 +272,7 @@ class Run:
             self.source.tokenizer.save_pretrained(self.directory)
             stored = getattr(torch, self.config.stored)
             weights.save(self.directory, self.model.config, plain, stored)
-            write_text(self.directory / "train.toml", self.config.to_toml())
+            write_text(self.directory / RECIPE, self.config.to_toml())
         except OSError as error:
             raise MinigptError(
                 f"the best model so far, of step {self.state.step}, could not be written to "
@@ -317,12 +305,16 @@ class Run:
 
     def sample(self) -> str:
         """Text as the model writes it now: it may differ at every step, and not between runs."""
-        prompt, limit = self.source.prompt(), self.model.config.n_positions
-        count = max(0, min(self.config.sample_tokens, limit - len(prompt)))
-        with uncompiled():
-            bias, seed = only_spelled(self.model, self.source.tokenizer), self.state.step
-            text = generate(self.model, prompt, count, 0.8, logit_bias=bias, seed=seed)
-        return self.source.tokenizer.decode([*prompt, *text.tokens])
+        source, prompt = self.source, self.source.prompt()
+        wanted = "" if source.bytes_per_token else "an answer"
+        text = continue_beginning(
+            self.model,
+            source,
+            Beginning(prompt, wanted),
+            self.config.sample_tokens,
+            self.state.step,
+        )
+        return source.tokenizer.decode(prompt) + text
 
 
 def adamw(model: GPT, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:

@@ -12,9 +12,34 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from minigpt.config import GPTConfig
 from minigpt.model import GPT, Linear
 from minigpt.numerics.copies import Copies
 from minigpt.support.errors import MinigptError
+from minigpt.training.recipes import TrainConfig
+
+
+def limit(model: GPT, config: TrainConfig) -> None:
+    """Leave to train what a run's configuration says: all of a model, a part, or products beside.
+
+    Raises:
+        MinigptError: as `freeze`.
+    """
+    if config.lora_rank:
+        adapt(model, config.lora_on.split(","), config.lora_rank, config.lora_scale)
+    freeze(model, filter(None, config.freeze.split(",")))
+
+
+def trainable(shape: GPTConfig, config: TrainConfig) -> int:
+    """How many numbers a run trains of a model of this shape; nothing is made for it.
+
+    Raises:
+        MinigptError: as `freeze`.
+    """
+    with torch.device("meta"):
+        model = GPT(shape)
+        limit(model, config)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def freeze(model: GPT, parts: Iterable[str]) -> None:

@@ -23,11 +23,13 @@ from minigpt.training.tasks import TASKS, Task
 PRECISIONS = ("float32", "bfloat16", "float16")
 STORED = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "constant")
+METHODS = ("supervised", "grpo", "reinforce")
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 OF_NEW_MODELS = ("n_layer", "n_head", "n_embd", "initializer_range", "tokenizer")
 OF_DATA = ("data", "tokenizer", "held_out", "documents", "openings")
+OF_REWARDS = ("group", "updates", "clip_ratio", "kl", "numerics")
 
 
 def setting(default: Any, about: str, choices: tuple[str, ...] = (), later: bool = False) -> Any:
@@ -45,7 +47,11 @@ class TrainConfig:
 
     # What to learn from
     data: str = setting(
-        "stories:41000", "text file, folder, JSONL, or stories:N, made up", (), True
+        "stories:41000",
+        "text, JSONL (each also .gz), a folder, or stories:N, made up; several: a.txt:2 b/:1, with "
+        "how often each is drawn",
+        (),
+        True,
     )
     task: str = setting("", "a built-in task to learn instead; it needs no data")
     tokenizer: str = setting("bpe:1024", "char, byte, gpt2, or bpe:N to learn N tokens")
@@ -79,6 +85,22 @@ class TrainConfig:
     beta2: float = setting(0.98, "... and of its square; shorter than 0.999 suits short runs")
     clip: float = setting(1.0, "largest norm of all gradients together; 0: any")
     seed: int = setting(1, "of the weights, the windows, the dropout and the task's problems")
+    # Learning from rewards instead of answers: a batch is then so many answers of the model's own
+    method: str = setting(
+        "supervised",
+        "from answers (supervised), or from rewards for answers of its own",
+        METHODS,
+    )
+    group: int = setting(8, "grpo, reinforce: answers to each problem, compared with each other")
+    updates: int = setting(4, "grpo: updates of the weights with each batch of answers")
+    clip_ratio: float = setting(
+        0.2, "grpo: a token's probability may move by this part before its gradient stops"
+    )
+    kl: float = setting(0.0, "weight of the divergence from the model started from; 0: none")
+    numerics: str = setting(
+        "exact", "grpo, reinforce: exact: sampler and trainer agree to the bit; or fast",
+        ("exact", "fast"),
+    )  # fmt: skip
     # How to compute them
     device: str = setting("auto", "cpu, cuda, mps, ...; auto: cuda if there is one", (), True)
     precision: str = setting("float32", "of products; the weights stay in float32", PRECISIONS)
@@ -93,7 +115,9 @@ class TrainConfig:
     sample_every: int = setting(
         0, "steps between samples of text; 0: none (nor when sharded)", (), True
     )
-    sample_tokens: int = setting(60, "tokens in each of them", (), True)
+    sample_tokens: int = setting(
+        400, "tokens in each of them at most, where the text does not end before", (), True
+    )
     save_every: int = setting(250, "steps between checkpoints to resume from", (), True)
     keep: int = setting(2, "checkpoints kept, the latest", (), True)
     stored: str = setting("float32", "dtype of the best model's file", STORED)
@@ -111,14 +135,16 @@ class TrainConfig:
             whole(name, getattr(self, name), 0)
         for name in ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "keep"):
             whole(name, getattr(self, name))
+        whole("group", self.group, 2)  # one alone is as good as its mean, and nothing is learned
+        whole("updates", self.updates)
         whole("evaluate_windows", self.evaluate_windows)
         for name in ("held_out", "beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed between 0 and 1")
-        for name in ("clip", "weight_decay", "final_rate"):
+        for name in ("clip", "weight_decay", "final_rate", "kl"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed a number from 0 on")
-        for name in ("learning_rate", "lora_scale"):
+        for name in ("learning_rate", "lora_scale", "clip_ratio"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MinigptError(f"{name} is {getattr(self, name)}, needed a positive number")
         whole("seed", self.seed, 0, 2**63 - 2)
@@ -163,7 +189,17 @@ def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
 def contradictions(config: TrainConfig, given: Mapping[str, Any]) -> list[str]:
     """Of the fields that were set by hand, those that a run with this configuration ignores."""
     ignored = [*(OF_DATA if config.task else ()), *(OF_NEW_MODELS if config.start else ())]
+    ignored += OF_REWARDS if config.method == "supervised" else ()
     return [name for name in ignored if name in given]
+
+
+def for_rewards(config: TrainConfig, method: str) -> TrainConfig:
+    """The same model and task with numbers that suit learning from rewards."""
+    return replace(
+        config, method=method, steps=240, batch_size=128, learning_rate=2e-3, schedule="cosine",
+        warmup=5, weight_decay=0.0, evaluate_every=20, save_every=40,
+        updates=4 if method == "grpo" else 1,  # only the clipped ratio can bear more than one
+    )  # fmt: skip
 
 
 def configure(base: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
@@ -264,12 +300,15 @@ PRESETS: dict[str, TrainConfig] = {
     # Small data, large model: gentle steps, dropout, and few of them.
     "finetune": TrainConfig(
         start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=3e-5,
-        warmup=20, schedule="constant", dropout=0.1, evaluate_every=20, save_every=100, beta2=0.99,
+        warmup=20, schedule="constant", dropout=0.1, evaluate_every=20, save_every=100,
+        sample_tokens=200, beta2=0.99,
     ),
+    # Products beside every matrix of the blocks. They start at zero and so take a rate a hundred
+    # times that of the weights; few steps, for small data are soon known by heart.
     "lora": TrainConfig(
-        start="gpt2", held_out=0.1, steps=200, batch_size=8, accumulate=4, learning_rate=3e-4,
-        warmup=20, schedule="constant", dropout=0.05, weight_decay=0.0, lora_rank=8,
-        evaluate_every=20, save_every=100, beta2=0.99,
+        start="gpt2", held_out=0.1, steps=300, batch_size=8, accumulate=4, learning_rate=5e-3,
+        warmup=30, dropout=0.05, weight_decay=0.0, lora_rank=8, lora_on=",".join(PROJECTIONS),
+        evaluate_every=20, save_every=100, sample_tokens=200, beta2=0.99,
     ),
     **{name: _for_task(task) for name, task in TASKS.items()},
 }  # fmt: skip

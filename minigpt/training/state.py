@@ -34,6 +34,7 @@ from minigpt.training.recipes import TrainConfig, configure, differences
 STATE = "state.json"
 TENSORS = "training.safetensors"
 LARGEST_STATE = 2**20  # bytes
+MOST_THREADS = 1024
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 _NAME = re.compile(r"step-(\d+)")
 
@@ -48,6 +49,7 @@ class State:
     average: float | None = None  # of the training loss, for the progress bar
     seconds: float = 0.0  # spent training
     source: str = ""  # a fingerprint of the data
+    threads: int = 0  # of the CPU; 0: not known
     scaler: dict[str, Any] = field(default_factory=dict)  # of float16's gradients
 
     def check(self, steps: int) -> None:
@@ -57,6 +59,8 @@ class State:
         if not (
             all(is_whole(count) and 0 <= count <= steps for count in counts)
             and all(map(is_number, numbers))
+            and is_whole(self.threads)
+            and 0 <= self.threads <= MOST_THREADS
             and isinstance(self.source, str)
             and isinstance(self.scaler, dict)
             and all(map(is_number, self.scaler.values()))

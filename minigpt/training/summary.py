@@ -7,7 +7,7 @@ Printing is left to the command line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Source, Text
 from minigpt.training.state import State
 
-MOST_PAIRS = 2**26  # V x V counts that a bigram table may take
+MOST_PAIRS = 2**24  # V x V counts that a bigram table may take
+PART = 2**22  # tokens in memory at a time
 COUNTED = 2**26  # tokens of the training text that are counted, the first
 
 # Multiplications and additions per second, dense, from NVIDIA's data sheets: by the device's name,
@@ -93,7 +94,8 @@ def summarise(
     if isinstance(source, Text):
         corpus = source.corpus
         unigram, bigram = baselines(corpus.training, corpus.held_out, model.config.vocab_size)
-        bits_per_byte = loss / math.log(2) / corpus.bytes_per_token
+    if source.bytes_per_token:
+        bits_per_byte = loss / math.log(2) / source.bytes_per_token
     speed = state.step * config.batch_size * source.width / max(state.seconds, 1e-9)
     utilisation, peak = None, peak_flops(device, config.precision)
     if peak:
@@ -117,15 +119,30 @@ def baselines(
 ) -> tuple[float, float | None]:
     """Cross-entropy of unigram and bigram counts with add-one smoothing, in nats per token."""
     V = vocab_size
-    seen, new = training[:COUNTED].astype(np.int64), held_out.astype(np.int64)
-    unigram = np.bincount(seen, minlength=V) + 1.0  # (V,)
-    one = -np.log(unigram / unigram.sum())[new[1:]].mean()
+    seen, new = training[:COUNTED], held_out
+    unigram = np.ones(V)  # (V,)
+    for part in _parts(seen):
+        unigram += np.bincount(part, minlength=V)
+    one = _mean(-np.log(unigram / unigram.sum()), new[1:])
     if V**2 > MOST_PAIRS:
-        return float(one), None
-    bigram = np.bincount(seen[:-1] * V + seen[1:], minlength=V**2).reshape(V, V) + 1.0
-    return float(one), float(
-        -np.log(bigram / bigram.sum(1, keepdims=True))[new[:-1], new[1:]].mean()
-    )
+        return one, None
+    bigram = np.ones(V**2)
+    for part in _parts(seen, 1):
+        bigram += np.bincount(part[:-1] * V + part[1:], minlength=V**2)
+    pairs = bigram.reshape(V, V)
+    nats = -np.log(pairs / pairs.sum(1, keepdims=True))
+    total = sum(nats[part[:-1], part[1:]].sum() for part in _parts(new, 1))
+    return one, float(total / (len(new) - 1))
+
+
+def _parts(tokens: npt.NDArray[np.integer], more: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+    """Tokens piece by piece, each with the first `more` of the next: a text may be large."""
+    for first in range(0, len(tokens) - more, PART):
+        yield tokens[first : first + PART + more].astype(np.int64)
+
+
+def _mean(values: npt.NDArray[np.float64], tokens: npt.NDArray[np.integer]) -> float:
+    return float(sum(values[part].sum() for part in _parts(tokens)) / len(tokens))
 
 
 def flops(config: GPTConfig, width: int) -> float:

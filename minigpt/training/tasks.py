@@ -21,6 +21,7 @@ from minigpt.config import GPTConfig
 from minigpt.support.checks import whole
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import CharTokenizer, Tokenizer
+from minigpt.training.naming import LETTERS, any_name, suits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +64,8 @@ class Task:
     draw: Callable[[random.Random], Problem]
     unseen_share: float  # of all questions, kept from training
     recipe: Recipe
+    judge: Callable[[str, str], float] | None = None  # what an answer to a question is worth, from
+    # 0 to 1 for a right one; None: 1 for the answer that was drawn, 0 for others
 
     @cached_property
     def tokenizer(self) -> CharTokenizer:
@@ -109,19 +112,32 @@ class Task:
             inputs and targets, (R, Q + A) int64 each; only the targets of the answer and of the
             end after it count, the others are `IGNORED`.
         """
+        return self.windows(self.problems(seed, step, rows))
+
+    def problems(self, seed: int, step: int, rows: Sequence[int]) -> list[Problem]:
+        """The training problems of some rows of a step, as in `batch`."""
+        from minigpt.training.data import draws
+
+        numbers = draws(seed, step, rows).tolist()
+        return [self.problem(random.Random(number), unseen=False) for number in numbers]
+
+    def windows(self, problems: Sequence[Problem]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of problems, as in `batch`."""
         import torch  # here: the recipes name the tasks, and help names the recipes
 
-        from minigpt.training.data import IGNORED, draws
+        from minigpt.training.data import IGNORED
 
         end = self.tokenizer.eot_token
-        listed = []
-        for number in draws(seed, step, rows).tolist():
-            question, answer = self.problem(random.Random(number), unseen=False)
-            listed.append([*self.tokenizer.encode(question + answer), end])
+        listed = [[*self.tokenizer.encode(q + a), end] for q, a in problems]
         tokens = torch.tensor(listed)  # (R, Q + A + 1)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()
         targets[:, : self.lengths[0] - 1] = IGNORED
         return inputs, targets
+
+    def worth(self, problem: Problem, answer: str) -> float:
+        """What an answer to a problem is worth, 1 if it is right."""
+        question, drawn = problem
+        return float(answer == drawn) if self.judge is None else self.judge(question, answer)
 
     def unseen(self, count: int, seed: int = 0) -> list[Problem]:
         """Different unseen problems, `count` of them or as many as there are to be found."""
@@ -169,14 +185,20 @@ class Task:
             )
         problems = self.unseen(count, seed)
         asked = torch.tensor([tokenizer.encode(question) for question, _ in problems])
-        wanted = torch.tensor(
-            [[*tokenizer.encode(answer), tokenizer.eot_token] for _, answer in problems]
-        )
-        right = 0
-        for questions, answers in zip(asked.split(ROWS), wanted.split(ROWS), strict=True):
-            given = continue_greedily(model, questions, answers.shape[1], use_cache)
-            right += int((given == answers).all(dim=1).sum())
-        return right / len(problems)
+        given: list[list[int]] = []
+        for questions in asked.split(ROWS):
+            given += continue_greedily(model, questions, self.lengths[1] + 1, use_cache).tolist()
+        answers = [_until(tokenizer.eot_token, tokens) for tokens in given]
+        right = [
+            answer is not None and self.worth(problem, tokenizer.decode(answer)) == 1
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+        return sum(right) / len(problems)
+
+
+def _until(end: int, tokens: list[int]) -> list[int] | None:
+    """The tokens before the first `end`; None without one."""
+    return tokens[: tokens.index(end)] if end in tokens else None
 
 
 def continue_greedily(model: GPT, tokens: Tensor, count: int, use_cache: bool = True) -> Tensor:
@@ -290,6 +312,11 @@ TASKS = {
             "modular", "a + b modulo 61, in the digits 0-9a-zA-Y: Y+2= is 1",
             RESIDUES + "+=", _modular, 0.5,
             Recipe(1, 128, 4, steps=4000, batch_size=512, weight_decay=1.0),
+        ),
+        # A start for learning from rewards: these answers have nothing to do with the questions.
+        Task(
+            "naming", "a name of three syllables that has three letters: kot= may be kotali",
+            LETTERS + "=", any_name, 0.4, Recipe(2, 64, 4, steps=100, batch_size=64), suits,
         ),
     )
 }  # fmt: skip

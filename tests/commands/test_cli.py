@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from minigpt.training.bpe import train_bpe
 from minigpt.training.grammar import stories
 from minigpt.training.loop import Run
 from minigpt.training.recipes import read_toml
+from minigpt.training.state import newest_checkpoint
 
 PROMPT = "Once upon a time"
 
@@ -504,8 +506,14 @@ class TestTheMatrix:
 
 class TestTrain:
     @pytest.fixture
-    def train(self, tmp_path, capsys):
+    def train(self, tmp_path, capsys, monkeypatch):
         """train("--steps", "5", ...): a few steps of a small model, into tmp_path / "out"."""
+
+        def draw_at_once(runs, files):  # a real picture takes longer than such a run
+            files[0].touch()
+            return files[0]
+
+        monkeypatch.setattr("minigpt.training.curves.draw_runs", draw_at_once)
 
         def call(*arguments, out=tmp_path / "out"):
             small = ("--n-embd", "16", "--n-head", "2", "--n-layer", "1", "--steps", "4",
@@ -657,6 +665,69 @@ class TestTrain:
         saved = read_toml(tmp_path / "out" / "train.toml")
         assert (saved["task"], saved["warmup"], saved["clip"]) == ("copying", 3, 2.0)
 
+    def test_ends_with_what_to_do_next_and_all_of_it_works(
+        self, train, tmp_path, capsys, monkeypatch
+    ):
+        _, out, _ = train("--task", "copying")
+        commands = [shlex.split(line) for line in out.partition("\nnext\n")[2].splitlines()]
+        assert [words[:2] for words in commands] == [
+            ["minigpt", name] for name in ("generate", "train", "inspect", "curves")
+        ]
+        monkeypatch.chdir(tmp_path)
+        for words in commands:
+            assert main(words[1:]) == 0, words
+        assert "step 8: held-out loss" in capsys.readouterr().err  # twice the steps
+
+    def test_shows_what_the_model_wrote_before_and_after(self, train, text):
+        _, out, _ = train("--data", text, "--tokenizer", "byte", "--n-positions", "16")
+        before, after = re.search(r"--- before\n(.*)--- after\n(.*)\n\nnext", out, re.S).groups()
+        assert before != after
+        assert before.split()[0] == after.split()[0]
+
+    def test_says_how_many_parameters_are_trained_of_how_many(self, train, text, directory):
+        _, _, err = train("--from", str(directory), "--data", text, "--n-positions", "16",
+                          "--lora-rank", "2")  # fmt: skip
+        every = sum(p.numel() for p in GPT.from_pretrained(directory).parameters())
+        assert f"training {2 * 2 * (32 + 96):,} of {every:,} parameters" in err
+
+    def test_keeps_the_number_of_threads_when_it_is_resumed(self, train, monkeypatch, tmp_path):
+        set_to = [3]  # and not really: more threads than cores would take their time
+        monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: set_to[-1])
+        monkeypatch.setattr(
+            "minigpt.training.threads.times_by_threads", lambda *_: {1: 3.0, 2: 1.0, 3: 0.99}
+        )
+        _, _, err = train("--task", "copying")
+        assert "computing with 2 threads (tried: 3000 ms with 1, 1000 ms with 2" in err
+        set_to.append(3)
+        train("--task", "copying", "--resume", "--steps", "6")
+        assert set_to[-1] == 2
+        train("--task", "copying", "--resume", "--steps", "8", "--threads", "1")
+        state = newest_checkpoint(tmp_path / "out" / "checkpoints") / "state.json"
+        assert json.loads(state.read_text())["threads"] == 1
+
+    def test_measures_a_run_again_without_training(self, train, text, tmp_path, capsys):
+        cache = ("--cache", str(tmp_path / "cache"))
+        _, trained, _ = train("--data", text, "--tokenizer", "byte", "--n-positions", "16")
+        log = (tmp_path / "out" / "log.jsonl").read_text()
+        assert main(["train", "--eval", str(tmp_path / "out"), *cache]) == 0
+        out = capsys.readouterr().out
+        loss = re.search(r"held-out loss +([\d.]+)", trained)[1]
+        assert re.search(rf"held-out loss +{loss} ± 0\.\d+ nats per token, over \d+ windows", out)
+        assert (tmp_path / "out" / "log.jsonl").read_text() == log
+
+    def test_measures_a_checkpoint_on_held_out_text(self, directory, text, tmp_path, capsys):
+        cache = ("--cache", str(tmp_path / "cache"))
+        given = ("--from", str(directory), "--data", text, "--n-positions", "16")
+        assert main(["train", *given, "--eval", *cache]) == 0
+        assert "bits per byte" in capsys.readouterr().out
+
+    def test_leaves_its_curves_also_when_it_is_stopped(self, train, monkeypatch, tmp_path):
+        monkeypatch.setattr(Run, "save", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train("--task", "copying")
+        assert (tmp_path / "out" / "curves.png").is_file()
+
     def test_an_interrupt_saves_and_exits_with_130(self, train, monkeypatch):
         step = Run.step
 
@@ -670,6 +741,38 @@ class TestTrain:
         assert code == 130
         assert "stopped after step 3, which is saved: --resume goes on from there" in err
         assert train("--task", "copying", "--resume")[0] == 0
+
+
+class TestCurves:
+    @pytest.fixture
+    def runs(self, tmp_path, monkeypatch):
+        """The directories of two runs that differ in their recipe."""
+        monkeypatch.chdir(tmp_path)
+        for name, rate in (("one", 0.1), ("two", 0.2)):
+            place = tmp_path / name
+            place.mkdir()
+            (place / "train.toml").write_text(f"learning_rate = {rate}\n")
+            (place / "log.jsonl").write_text('{"step": 1, "held_out": 2.5, "loss": 2.0}\n')
+        return "one", "two"
+
+    def test_are_one_table_and_one_picture(self, runs, tmp_path, capsys):
+        assert main(["curves", *runs, "--plot", "both.svg"]) == 0
+        said = capsys.readouterr()
+        assert re.search(r"learning rate +0\.1 +0\.2", said.out)
+        assert said.err == "(drawn in both.svg)\n"
+        assert (tmp_path / "both.svg").is_file()
+
+    def test_of_one_run_lie_beside_its_log(self, runs, tmp_path, capsys):
+        assert main(["curves", runs[0]]) == 0
+        found = {path.name for path in (tmp_path / "one").iterdir()}
+        assert found == {"train.toml", "log.jsonl", "curves.png", "curves.svg"}
+
+    def test_are_told_without_matplotlib_too(self, runs, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        assert main(["curves", *runs]) == 0
+        said = capsys.readouterr()
+        assert "held-out loss, lowest" in said.out
+        assert "pip install minigpt[plots]" in said.err
 
 
 def test_download_prints_where_the_files_are(monkeypatch, tmp_path, capsys):
@@ -802,7 +905,18 @@ class TestAMistake:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "play", "verify", "trace", "inspect", "score", "bench", "train", "download"],
+    [
+        "generate",
+        "play",
+        "verify",
+        "trace",
+        "inspect",
+        "score",
+        "bench",
+        "train",
+        "curves",
+        "download",
+    ],
 )
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:

@@ -176,7 +176,9 @@ class TestARandomModel:
         assert capsys.readouterr().out.startswith("Once upon a time")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "download")])
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in ("train", "curves", "download")]
+)
 def test_the_default_model_is_no_path(name):
     arguments = ["x"] if name == "score" else []
     options: argparse.Namespace = parse([name, *arguments])

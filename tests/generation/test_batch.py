@@ -52,6 +52,23 @@ def test_samples_of_a_prompt_differ_and_each_is_its_seeds(exact, prompts):
         assert row.tokens == want.tokens
 
 
+def test_each_rows_log_probabilities_are_its_own_to_the_bit(exact, prompts):
+    got = generate_batch(exact, prompts, 5, temperature=1.0, top_log_probabilities=1)
+    for seed, (prompt, row) in enumerate(zip(prompts, got, strict=True)):
+        alone = generate(exact, prompt, 5, temperature=1.0, seed=seed, top_log_probabilities=1)
+        assert row.log_probabilities == alone.log_probabilities
+
+
+def test_the_token_that_ends_a_text_has_a_log_probability_too(exact, prompts):
+    (text,) = generate_batch(exact, prompts[:1], 3, temperature=1.0)
+    end = text.tokens[1]
+    (cut,) = generate_batch(
+        exact, prompts[:1], 3, temperature=1.0, stop_tokens=[end], top_log_probabilities=0
+    )
+    assert (cut.tokens, cut.ending.token) == (text.tokens[: text.tokens.index(end)], end)
+    assert cut.ending.log_probability < 0
+
+
 def test_each_row_may_have_its_own_seed(exact, prompts):
     got = generate_batch(exact, prompts[:3], 8, seed=[9, 9, 4], temperature=1.0)
     for seed, prompt, row in zip([9, 9, 4], prompts, got, strict=False):

@@ -108,6 +108,12 @@ def test_a_norm_is_the_textbook_formula(numerics):
     torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=1e-5)  # float32 sums of 40 terms
 
 
+def test_exact_log_probabilities_of_many_rows_are_those_of_each_alone():
+    logits = 5 * torch.randn(37, 211, requires_grad=True)
+    alone = [row.log_softmax(-1) for row in logits.detach()]
+    assert torch.equal(row_ops("exact").log_softmax(logits).detach(), torch.stack(alone))
+
+
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("shape", [(40, 30), (600, 500)])  # too small to be packed, and not
 def test_gradients_flow_through_a_product_even_where_it_is_packed(numerics, shape):

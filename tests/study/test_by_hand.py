@@ -64,6 +64,29 @@ def test_the_preallocated_cache_takes_no_memory_later():
         assert (keys.data_ptr(), values.data_ptr()) == (place, cache.values.data_ptr())
 
 
+def test_rotary_positions_are_those_of_llama():
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = llama.LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=99)
+    q, k = torch.randn(2, 1, 4, 7, 16)  # (B, H, T, D) each
+    positions = torch.arange(30, 37)
+    cos, sin = llama.LlamaRotaryEmbedding(config)(q, positions[None])
+    turned = llama.apply_rotary_pos_emb(q, k, cos, sin)
+    for mine, theirs in zip((q, k), turned, strict=True):
+        torch.testing.assert_close(by_hand.rotate(mine, positions), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 7, 16, 50, 64])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_the_online_softmax_is_softmax(block, size):
+    q, keys, values = torch.randn(16), torch.randn(50, 16), torch.randn(50, 16)
+    keys = size * keys[(keys @ q).argsort()]  # rising scores: the maximum moves in every block
+    mine, whole = by_hand.attend_online(q, keys, values, block), by_hand.attend(q, keys, values)
+    torch.testing.assert_close(mine, whole, rtol=0, atol=1e-5)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    want = sdpa(q[None, None], keys[None], values[None])[0, 0]
+    torch.testing.assert_close(whole, want, rtol=0, atol=1e-5)
+
+
 def plain(source: str) -> list[str]:
     """The classes and functions of a text without docstrings and types."""
     tree = ast.parse(source)

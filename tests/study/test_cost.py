@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.cache.kinds import KINDS
 from minigpt.checkpoint import weights
 from minigpt.commands.cli import main
-from minigpt.study.cost import cache_bytes, inspect, parse_size
+from minigpt.study.cost import cache_bytes, inspect, parse_size, pass_cost
 
 TOY = "weights/toy"
 
@@ -32,6 +34,43 @@ def saved(make_model, tmp_path):
     changes = {"n_kv_head": 1, "tie_word_embeddings": False}
     make_model(dtype=torch.bfloat16, **changes).save_pretrained(tmp_path)
     return tmp_path
+
+
+class TestAPass:
+    """torch counts the FLOP of its products itself; ours must be the same number."""
+
+    @pytest.mark.parametrize(("rows", "new", "held"), [(1, 1, 0), (3, 1, 20), (2, 7, 11)])
+    @pytest.mark.parametrize("heads", [None, 1])
+    def test_multiplies_what_torch_counts(self, make_model, text, rows, new, held, heads):
+        model = make_model(n_kv_head=heads, numerics="fast").eval()
+        cache = model.new_cache(batch_size=rows, kind="growing")
+        if held:
+            model.next_logits(text(rows, held), cache=cache)
+        plain = sdpa_kernel(SDPBackend.MATH)  # of others, torch does not know the FLOP
+        with plain, FlopCounterMode(display=False) as counted:
+            model.next_logits(text(rows, new, seed=1), cache=cache)
+        mine = pass_cost(model.config, rows, new, held)
+        assert mine.flop == counted.get_total_flops()
+
+    def test_reads_every_weight_once_and_the_cache_of_every_row(self, make_model):
+        config = make_model(n_kv_head=1).config
+        one, two = (pass_cost(config, rows, 1, held=9) for rows in (1, 2))
+        L, D = config.n_layer, config.head_dim
+        assert two.nbytes - one.nbytes == 4 * 10 * 2 * L * D  # 10 positions, one key/value head
+        matrices = [shape for name, shape in config.tensors().items() if len(shape) == 2]
+        weights = sum(a * b for a, b in matrices) - config.n_positions * config.n_embd
+        assert one.nbytes == 4 * weights + (two.nbytes - one.nbytes)
+        half = pass_cost(config, 1, 1, held=9, dtype=torch.bfloat16)
+        assert 2 * half.nbytes == one.nbytes
+        assert half.intensity == 2 * one.intensity == half.flop / half.nbytes
+
+    @pytest.mark.parametrize(
+        ("numbers", "sentence"),
+        [((0, 1, 0), "rows is 0"), ((1, 0, 0), "new is 0"), ((1, 1, -1), "held is -1")],
+    )
+    def test_has_rows_and_tokens(self, numbers, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            pass_cost(GPTConfig(), *numbers)
 
 
 class TestTheParameters:

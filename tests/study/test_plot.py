@@ -21,6 +21,7 @@ from minigpt.study.plot import (
     draft_race,
     memory_by_kind,
     next_token,
+    roofline,
     speed_up,
     timeline,
 )
@@ -108,6 +109,44 @@ class TestSpeedUp:
     def test_needs_a_time_for_every_length(self, measured, sentence):
         with pytest.raises(MinigptError, match=sentence):
             speed_up(*measured)
+
+
+RUNS = {"decode": {"1": (0.5, 2e9), "8": (4.0, 9e9)}, "prefill": {"64": (50.0, 30e9)}}
+
+
+class TestRoofline:
+    def test_rises_with_the_bandwidth_up_to_the_peak(self):
+        (axes,) = roofline(10e9, 50e9, RUNS).axes
+        xs, speeds = axes.lines[0].get_data()
+        assert list(xs) == [0.25, 5, 100]
+        assert list(speeds) == pytest.approx([2.5, 50, 50])
+
+    def test_has_a_point_for_each_measurement_and_its_label(self):
+        (axes,) = roofline(10e9, 50e9, RUNS).axes
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[1:]}
+        assert drawn == {"decode": [[0.5, 2], [4, 9]], "prefill": [[50, 30]]}
+        labels = {(text.get_text(), text.xy) for text in axes.texts if hasattr(text, "xy")}
+        assert labels == {("1", (0.5, 2)), ("8", (4.0, 9)), ("64", (50.0, 30))}
+
+    def test_names_units_and_marks_round_numbers(self):
+        (axes,) = roofline(10e9, 50e9, RUNS).axes
+        assert axes.get_xlabel() == "arithmetic intensity (FLOP per byte)"
+        assert axes.get_ylabel() == "speed (GFLOP per second)"
+        marks = [label.get_text() for label in axes.get_xticklabels()]
+        assert marks == ["0.5", "1", "2", "5", "10", "20", "50", "100"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            ((1.0, 1.0, {}), "no runs were given"),
+            ((1.0, 1.0, {"decode": {}}), "no runs were given"),
+            ((0.0, 1.0, RUNS), "one of the numbers is 0.0, needed more than 0"),
+            ((1.0, 1.0, {"decode": {"1": (1.0, -2.0)}}), "one of the numbers is -2.0"),
+        ],
+    )
+    def test_needs_numbers_above_0(self, arguments, sentence):
+        with pytest.raises(MinigptError, match=sentence):
+            roofline(*arguments)
 
 
 class TestHeatmap:
@@ -293,6 +332,9 @@ class TestWords:
     def test_have_the_numbers(self):
         alt = speed_up([10, 100], [0.1, 1.0], [0.2, 4.0]).alt
         assert "100 tokens, 1 s with the cache, 4 s without, 4.0 ×" in alt
+        alt = roofline(10e9, 50e9, RUNS).alt
+        assert "ridge at 5 FLOP per byte" in alt
+        assert "decode 8: 9 at 4 FLOP per byte" in alt
 
     def test_have_what_is_looked_at_most(self, exact):
         weights = read_head(exact, [3, 1, 4])[2].mean(0)
@@ -305,6 +347,7 @@ class TestWords:
             next_token({"plain": torch.tensor([0.25, 0.75])}, str),
             beam_tree([[_beam(1)]], str), draft_race({"draft": [(2, 1)]}),
             cells(torch.tensor([[1.0]]), "nats", ("layer", "head"), (["0"], ["0"])),
+            roofline(1.0, 1.0, {"decode": {"1": (1.0, 1.0)}}),
         ]  # fmt: skip
         assert all(picture.alt.endswith(".") for picture in pictures)
 

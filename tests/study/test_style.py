@@ -153,7 +153,7 @@ class TestLanguages:
         tokens = ["keys", " time"]
         assert self.drawn()[2:] == ["new tokens", "no such label", "without", *tokens]
         speak("vi")
-        words = ["đầu 2", "tầng 3, đầu 5", "token mới", "no such label", "không có"]
+        words = ["đầu 2", "tầng 3, đầu 5", "token mới", "no such label", "không có cache"]
         assert self.drawn() == [*words, *tokens]
 
     @pytest.mark.parametrize(("fonts", "said"), [(["DejaVu Serif"], "새 토큰"), ([], "new tokens")])

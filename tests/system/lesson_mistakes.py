@@ -9,6 +9,11 @@ from __future__ import annotations
 Wrong = str | tuple[str, str]
 
 NOTHING = "put your answer in place of ..."
+WHOLE = "a row as long as the text was made: go block by block"
+NEIGHBOURS = "here a pair is x[i] and x[i + D/2], not two neighbours"
+TOO_LONG = "stop at the first wrong guess: what follows it was computed after it"
+NO_ATTENTION = "attention is missing: each new token meets keys and values"
+FREE_FIRST = "each text goes to the row that is free first"
 
 MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
     "00": {
@@ -652,6 +657,213 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (("return changed", "pass"), "return the copy"),
         ],
     },
+    "09": {
+        "exercise-1": [
+            (
+                ("flop = 2 * rows", "flop = rows"),
+                "a multiplication with its addition is 2 FLOP",
+            ),
+            (
+                ("flop = 2 * rows * new", "flop = 2 * new"),
+                "every row computes: multiply by the rows",
+            ),
+            (
+                ("2 * C * L * keys)", "2 * C * L * held)"),
+                "new tokens have keys too: each meets held + new",
+            ),
+            (("(weights + 2 * C * L * keys)", "weights"), NO_ATTENTION),
+            (
+                ("4 * (weights + rows", "4 * (rows * weights + rows"),
+                "the weights are read once for all rows: that is what a batch is for",
+            ),
+            (
+                ("4 * (weights + rows", "4 * (new * weights + rows"),
+                "the weights are read once for all new tokens",
+            ),
+            (
+                ("rows * keys * 2 * C * L)", "keys * 2 * C * L)"),
+                "every row has keys and values of its own",
+            ),
+            (("nbytes = 4 * (", "nbytes = ("), "these are numbers: each takes 4 bytes"),
+            (
+                ("keys * 2 * C * L)", "keys * C * L)"),
+                "keys and values: two numbers for each C",
+            ),
+        ],
+        "exercise-2": [
+            (
+                (
+                    "sum(max(lengths[n : n + rows]) for n in range(0, len(lengths), rows))",
+                    "sum(lengths)",
+                ),
+                "that is one text after the other: a step serves all rows",
+            ),
+            (("sum(max(", "sum(min("), "a batch goes on until its longest is done"),
+            (
+                ("range(0, len(lengths), rows)", "range(0, len(lengths) - rows + 1, rows)"),
+                "the last batch is not full, but it counts",
+            ),
+            (
+                (
+                    "waiting, running, steps = list(lengths), [], 0",
+                    "return static_steps(lengths, rows)",
+                ),
+                "that is as many as in batches: who is done leaves at once",
+            ),
+            (
+                (
+                    "waiting, running, steps = list(lengths), [], 0",
+                    "return -(-sum(lengths) // rows)",
+                ),
+                "so few if a text could be shared out over rows: but its tokens come one after "
+                "the other",
+            ),
+            (
+                ("list(lengths), [], 0", "sorted(lengths, reverse=True), [], 0"),
+                "in the order in which they come: do not sort them",
+            ),
+            (
+                ("if left > 1]", "if left > 0]"),
+                "a text of n tokens takes n steps: in the next one its row is free",
+            ),
+            (("running.append(waiting.pop(0))", "running.insert(0, waiting.pop())"), FREE_FIRST),
+        ],
+        "exercise-3": [
+            (
+                ("tuple(text[:end])", "tuple(text[end - page : end])"),
+                "the second pages have the same tokens after different ones: other keys and values",
+            ),
+            (
+                ("begun += len(text) % page > 0", "begun += 0"),
+                "the last page is not full, but it is there",
+            ),
+            (
+                "def pages_needed(texts, page):\n"
+                "    return sum(-(-len(text) // page) for text in texts)",
+                "nothing is shared: both texts begin with the same page",
+            ),
+            (
+                "def pages_needed(texts, page):\n"
+                "    return len({tuple(text[: n + page]) for text in texts\n"
+                "                for n in range(0, len(text), page)})",
+                "a page that is not full is written on by its text: it is not shared",
+            ),
+        ],
+        "exercise-4": [
+            (
+                ("    cache.truncate(len(cache) - len(guesses) + right)\n", ""),
+                "the wrong guess is still in the cache: truncate it",
+            ),
+            (
+                ("return chosen[: right + 1]", "return chosen[:right]"),
+                "all three came true, but the pass also gives a token of its own",
+            ),
+            (("return chosen[: right + 1]", "return chosen"), TOO_LONG),
+            (
+                (
+                    "right < len(guesses) and guesses[right] == chosen[right]",
+                    "right < len(guesses)",
+                ),
+                "stop at the first wrong guess: what follows it was computed after it",
+            ),
+            (
+                ("- len(guesses) + right)", "- len(guesses) + right - 1)"),
+                "after 3 right guesses the cache holds 7 positions, needed 8: everything but the "
+                "newest token",
+            ),
+            (
+                ("torch.tensor([[last, *guesses]])", "torch.tensor([guesses])"),
+                "the call reads 3 tokens, needed the last one and 3 guesses",
+            ),
+            (
+                "def step(cache, last, guesses):\n"
+                "    new = []\n"
+                "    for token in (last, *guesses):\n"
+                "        logits = model(torch.tensor([[token]]), cache=cache)\n"
+                "        new.append(int(logits[0, -1].argmax()))\n"
+                "    return new",
+                "4 calls of the model: all guesses go into one",
+            ),
+        ],
+        "exercise-5": [
+            (
+                ("(-torch.arange(0, D, 2) / D)", "(torch.arange(0, D, 2) / D)"),
+                "the frequencies fall: 10,000 to the power of minus 2i/D",
+            ),
+            (
+                ("torch.arange(0, D, 2) / D", "torch.arange(0, D // 2) / D"),
+                "the exponent is -2i/D: i/D is half of it",
+            ),
+            (
+                ("positions[:, None] * frequencies", "frequencies"),
+                "the angle is position times frequency: the position is missing",
+            ),
+            (
+                ("cos, sin = angles.cos(), angles.sin()", "cos, sin = angles.cos(), -angles.sin()"),
+                "it turns backwards: mind the signs of the two sines",
+            ),
+            (("a * sin + b * cos", "b * cos - a * sin"), "the second half is a sin + b cos"),
+            (
+                ("a, b = x.chunk(2, dim=-1)", "a, b = x[..., ::2], x[..., 1::2]"),
+                "split x into halves, not into even and odd places",
+            ),
+            (
+                "def rotate(x, positions):\n"
+                "    D = x.shape[-1]\n"
+                "    a, b = x[..., ::2], x[..., 1::2]\n"
+                "    angles = positions[:, None] * 10_000.0 ** (-torch.arange(0, D, 2) / D)\n"
+                "    cos, sin = angles.cos(), angles.sin()\n"
+                "    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)",
+                NEIGHBOURS,
+            ),
+            (
+                (
+                    "torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)",
+                    "torch.cat([a * sin + b * cos, a * cos - b * sin], dim=-1)",
+                ),
+                "the halves have changed places",
+            ),
+            (
+                ("frequencies = 10_000.0 ** (-torch.arange(0, D, 2) / D)", "frequencies = 1"),
+                "every pair turns by the same angle: the frequency of pair i is 10,000^(-2i/D)",
+            ),
+        ],
+        "exercise-6": [
+            (
+                ("total = total * shrink + shares.sum()", "total = total + shares.sum()"),
+                "a larger maximum shrinks the old sum too: total * e^(old - new)",
+            ),
+            (
+                ("mixed = mixed * shrink + shares", "mixed = mixed + shares"),
+                "a larger maximum shrinks the old mixture too: mixed * e^(old - new)",
+            ),
+            (
+                ("shrink = (most - higher).exp()", "shrink = 1"),
+                "when the maximum rises, shrink what was summed before by e^(old - new)",
+            ),
+            (("return mixed / total", "return mixed"), "divide by the sum at the end"),
+            (
+                ("torch.maximum(most, scores.max())", "torch.tensor(0.0)"),
+                "NaN for large scores: subtract the largest before exp",
+            ),
+            (
+                ("torch.tensor(-torch.inf), torch", "torch.tensor(0.0), torch"),
+                "NaN where all scores are low: the largest begins at -inf, not 0",
+            ),
+            ("online = lambda q, keys, values, block: by_hand.attend(q, keys, values)", WHOLE),
+            (
+                ("range(0, len(keys), block)", "range(0, len(keys) - block + 1, block)"),
+                "the last block is shorter, but it counts",
+            ),
+            ((" / q.shape[-1] ** 0.5", ""), "the scores are divided by the root of D"),
+            (
+                "def online(q, keys, values, block):\n"
+                "    parts = zip(keys.split(block), values.split(block))\n"
+                "    return torch.stack([by_hand.attend(q, k, v) for k, v in parts]).mean(0)",
+                "each block has a softmax of its own: the shares must add up to 1 over all blocks",
+            ),
+        ],
+    },
     "10": {
         "exercise-1": [
             ("def overfits_from(steps, training, held_out):\n    return ...", NOTHING),
@@ -764,6 +976,98 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ("np.log(sizes), np.log(losses)", "np.log10(sizes), np.log10(losses)"),
                 "log10 goes with 10 to a power, and log with exp",
             ),
+        ],
+    },
+    "11": {
+        "exercise-1": [
+            ("def worth(asked, answer):\n    return ...", NOTHING),
+            ((" if is_name(answer) else 0.0", ""), "kot has all three letters, but it is no name"),
+            ((" / len(asked)", ""), "kotali has k, o and t: it is worth 1"),
+            (
+                ("sum(letter in answer for letter in asked) / len(asked)", "1.0"),
+                "kotali has none of m, u and n",
+            ),
+            (
+                (
+                    "sum(letter in answer for letter in asked)",
+                    "len(asked) * all(letter in answer for letter in asked)",
+                ),
+                "a name with two of three letters is worth 2/3",
+            ),
+            (
+                (
+                    "sum(letter in answer for letter in asked)",
+                    "sum(answer.count(letter) for letter in asked)",
+                ),
+                "a letter that comes twice counts once",
+            ),
+        ],
+        "exercise-2": [
+            ("def advantages(rewards):\n    return ...", NOTHING),
+            (("rewards.mean(1, keepdim=True)", "0"), "subtract the mean of the group first"),
+            (
+                (" / (rewards.std(1, correction=0, keepdim=True) + 1e-4)", ""),
+                "divide by the group's standard deviation",
+            ),
+            (
+                ("correction=0, ", ""),
+                "this deviation divides by one answer less: correction=0",
+            ),
+            (
+                ("rewards.std(1, correction=0, keepdim=True)", "rewards.std(correction=0)"),
+                "that is the table's deviation: each group has its own",
+            ),
+            (
+                "def advantages(rewards):\n"
+                "    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)",
+                "compare with the group: one row is one question",
+            ),
+            ((" + 1e-4", ""), "NaN: a row of -inf only, or a division of 0 by 0"),
+        ],
+        "exercise-3": [
+            ("def objective(new, old, advantage, clip=0.2):\n    return ...", NOTHING),
+            (
+                ("(new - old).exp()", "new - old"),
+                "p / p' is exp(log p - log p'): the exponential is missing",
+            ),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "ratio * advantage",
+                ),
+                "nothing is clipped: min(ratio, clipped ratio), each times the advantage",
+            ),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "ratio.clamp(1 - clip, 1 + clip) * advantage",
+                ),
+                "only the clipped one is left: take the smaller of both",
+            ),
+            (("torch.minimum", "torch.maximum"), "take the smaller one, not the larger"),
+            (("new - old", "old - new"), "the ratio is new over old"),
+            (
+                (
+                    "torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)",
+                    "torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * advantage",
+                ),
+                "multiply with the advantage before you take the smaller one",
+            ),
+        ],
+        "exercise-4": [
+            ("def divergence(now, sampled):\n    return ...", NOTHING),
+            (("(d.exp() - 1 - d)", "(-d)"), "that is the plain estimate, which may be negative"),
+            (("(d.exp() - 1 - d)", "(d + 1 - d.exp())"), "the sign is wrong"),
+            ((".mean()", ""), "one number, please: the mean over all tokens"),
+            ((".mean()", ".sum()"), "a mean, not a sum"),
+            (("now - sampled", "sampled - now"), "d is now less sampled"),
+            ((" - 1 - d", " - d"), "the 1 is missing: where nothing differs it should be 0"),
+        ],
+        "exercise-5": [
+            ("whole = ...", NOTHING),
+            ("whole = 1000 * math.exp(0.001)", "the ratios are multiplied, not added"),
+            ("whole = math.exp(0.001)", "a thousand times a thousandth is no small thing"),
+            ("whole = 2.0", "a product of exponentials: add up the exponents"),
         ],
     },
 }

@@ -22,6 +22,7 @@ ANSWER = "<summary>Solution</summary>\n\n```python\nanswer = {}\n```\n"
 @pytest.fixture
 def program(monkeypatch) -> ModuleType:
     path = ROOT / "notebooks" / "check.py"
+    monkeypatch.syspath_prepend(path.parent)  # where it finds translate.py, as a program does
     spec = importlib.util.spec_from_file_location("check_notebooks", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]

@@ -27,8 +27,9 @@ from minigpt import GPT, GPTConfig, MinigptError, load_cache, save_cache
 from minigpt.checkpoint import hub, weights
 from minigpt.commands.cli import main
 from minigpt.support.files import locked
+from minigpt.tokenizer import byte_tokenizer
 from minigpt.training import state as training
-from minigpt.training.data import Corpus, byte_tokenizer, prepare
+from minigpt.training.data import Corpus, prepare
 from minigpt.training.loop import CHECKPOINTS, train
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text

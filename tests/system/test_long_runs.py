@@ -20,7 +20,8 @@ from minigpt import GPT, GPTConfig, MinigptError, generate, generate_batch, stre
 from minigpt.cache.kinds import KINDS, LOSSLESS
 from minigpt.commands.session import Session
 from minigpt.generation.text import stream_text
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.loop import train
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text

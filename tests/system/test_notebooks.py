@@ -217,6 +217,14 @@ def test_a_translation_is_what_its_catalogue_makes_of_the_english_lesson(path):
     assert translate.stale(NOTEBOOKS / path.name) == []
 
 
+@pytest.mark.parametrize("page", sorted(NOTEBOOKS.glob("*/README.md")), ids=name)
+def test_the_first_page_of_a_language_lists_its_lessons_by_their_titles(page):
+    titles = {path.name: prose(path).splitlines()[0] for path in page.parent.glob("*.ipynb")}
+    listed = re.findall(r"^- \[(.+?)\]\((.+?)\)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {link: f"# {title}" for title, link in listed} == titles
+    assert [link for _, link in listed] == sorted(titles), "in the order to read them in"
+
+
 def test_solutions_are_the_same_but_for_their_comments():
     solution = re.compile(r"```python\n(.*?)```", re.DOTALL)
     for path in TRANSLATIONS:
@@ -326,6 +334,20 @@ a guess => đoán thử
         (tmp_path / "vi" / "01-next.md").touch()
         translate.write(lesson)
         assert "](01-next.ipynb)" in source(read(tmp_path / "vi" / lesson.name)[0])
+
+    @pytest.mark.parametrize(
+        ("page", "there"), [("README.md", "README.md"), ("../README.md", "../../README.md")]
+    )
+    def test_the_list_of_lessons_is_the_language_s_own_the_project_s_page_is_not(
+        self, tmp_path, page, there
+    ):
+        lesson = self.lesson(tmp_path, f"# 2. Title\n\nSee [this]({page}).")
+        path = self.catalogue(lesson)
+        text = path.read_text(encoding="utf-8").replace("01-next.ipynb", page)
+        path.write_text(text, encoding="utf-8")
+        (tmp_path / "vi" / "README.md").touch()
+        assert translate.write(lesson) == []
+        assert f"]({there})" in source(read(tmp_path / "vi" / lesson.name)[0])
 
     def test_a_changed_english_cell_is_refused_until_its_new_hash_is_there(self, tmp_path):
         self.catalogue(self.lesson(tmp_path))

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from minigpt import MinigptError
-from minigpt.training.curves import LOG, Log, draw, read
+from minigpt.training.curves import LOG, PICTURES, Artist, Log, draw, draw_rewards, draw_runs, read
 
 
 def test_rows_are_read_back_exactly(tmp_path):
@@ -42,10 +42,75 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path):
         Log(tmp_path / "nowhere")
 
 
-def test_the_picture_is_a_png(tmp_path):
+@pytest.mark.parametrize("line", ["[]", "{}", '{"step": 1.5}', '{"step": 1, "loss": "x"}', "§"])
+def test_a_line_that_is_no_row_is_told(tmp_path, line):
+    (tmp_path / LOG).write_text(f'{{"step": 1}}\n{line}\n', encoding="utf-8")
+    with pytest.raises(MinigptError, match="line 2 of .* needed an object of numbers with a"):
+        read(tmp_path)
+
+
+ROWS = [
+    {"step": 0, "held_out": 3.0, "solved": 0.0},
+    *({"step": n, "loss": 3 - n / 100, "norm": 1.0} for n in range(1, 51)),
+    {"step": 50, "held_out": 2.5, "solved": 0.5},
+]
+
+
+def written(directory):
+    with Log(directory) as log:
+        for row in ROWS:
+            log.append(**row)
+
+
+class TestThePicture:
+    @pytest.fixture(autouse=True)
+    def drawn_by_matplotlib(self):
+        pytest.importorskip("matplotlib")
+
+    def test_is_a_png_and_an_svg(self, tmp_path):
+        written(tmp_path)
+        assert draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+        svg = (tmp_path / "curves.svg").read_text()
+        assert [name for name in PICTURES if (tmp_path / name).is_file()] == list(PICTURES)
+        assert svg.rstrip().endswith("</svg>")
+
+    def test_leaves_nothing_else_behind(self, tmp_path):
+        written(tmp_path)
+        draw(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {LOG, *PICTURES}
+
+    def test_that_is_not_finished_leaves_the_last_one_whole(self, tmp_path, monkeypatch):
+        from matplotlib.figure import Figure
+
+        def dying(self, path, **_):
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+
+        written(tmp_path)
+        before = draw(tmp_path).read_bytes()
+        monkeypatch.setattr(Figure, "savefig", dying)
+        with pytest.raises(MinigptError, match="could not be written to .*No space left"):
+            draw(tmp_path)
+        assert (tmp_path / "curves.png").read_bytes() == before
+
+    def test_of_a_run_that_has_just_begun_is_one(self, tmp_path):
+        assert draw_runs({"run": []}, [tmp_path / "a.png"]).is_file()
+
+    def test_is_drawn_seldom_enough_to_leave_the_time_to_training(self, tmp_path, monkeypatch):
+        times = iter([0, 1, 2, 3, 21, 22, 23])  # at each look at the clock: drawing takes a second
+        drawn = []
+        monkeypatch.setattr("minigpt.training.curves.draw", drawn.append)
+        artist = Artist(tmp_path, lambda: next(times))
+        for _ in range(4):  # at 1, which is too soon, at 2, at 21 and at 22
+            artist()
+        assert len(drawn) == 2
+
+
+def test_the_picture_of_rewards_is_a_png_too(tmp_path):
     pytest.importorskip("matplotlib")
-    (tmp_path / LOG).write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "held_out": 2.5}\n')
-    assert draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+    rows = '{"step": 0, "solved": 0.1}\n{"step": 1, "reward": 0.5, "ratio_error": 0.0}\n'
+    (tmp_path / LOG).write_text(rows)
+    assert draw_rewards(tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 def without(monkeypatch, library):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from minigpt.support.errors import MinigptError
 from minigpt.tokenizer import CharTokenizer, Tokenizer, byte_tokenizer
 from minigpt.tokenizer_settings import Settings, Word
-from minigpt.training import data
+from minigpt.training import tokenizing
 from minigpt.training.bpe import train_bpe
 from minigpt.training.data import IGNORED, Corpus, draws, prepare, windows
 from minigpt.training.documents import STORIES_SEED, read_documents
@@ -215,7 +215,7 @@ def test_stories_are_a_source(cache):
 
 def test_a_second_run_tokenizes_nothing(book, cache, monkeypatch):
     first = prepare(book, "char", cache)
-    monkeypatch.setattr(data, "_tokenize", None)  # calling it would be a TypeError
+    monkeypatch.setattr(tokenizing, "tokenize", None)  # calling it would be a TypeError
     assert whole(prepare(book, "char", cache)) == whole(first)
 
 

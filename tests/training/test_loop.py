@@ -13,11 +13,12 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError, Tokenizer
 from minigpt.checkpoint import weights
+from minigpt.tokenizer import byte_tokenizer
 from minigpt.training import state as checkpoint
 from minigpt.training.curves import read
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.loop import CHECKPOINTS, Run, rate, train
-from minigpt.training.losses import evaluate
+from minigpt.training.losses import Evaluation, evaluate
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text
@@ -84,10 +85,26 @@ class TestLearning:
         assert losses[0] == losses[1]
         assert len(set(losses[0])) == 3
 
-    def test_a_constant_model_is_reported_at_each_evaluation_and_at_the_end(self, tmp_path):
+    def test_is_reported_before_the_first_step_at_each_evaluation_and_at_the_end(self, tmp_path):
         lines = []
         run(tmp_path, replace(CONFIG, steps=5, evaluate_every=2), report=lines.append)
-        assert [line.split(":")[0] for line in lines] == ["step 2", "step 4", "step 5"]
+        assert [line.split(":")[0] for line in lines] == ["step 0", "step 2", "step 4", "step 5"]
+
+    def test_begins_with_the_loss_of_the_model_as_it_came(self, tmp_path):
+        run(tmp_path)
+        assert read(tmp_path)[0]["held_out"] == evaluate(tiny(), counting().held_out())
+
+    def test_says_how_fast_it_is_only_where_that_is_asked_for(self, tmp_path):
+        quiet, telling = [], []
+        run(tmp_path / "quiet", report=quiet.append)
+        run(tmp_path / "telling", report=telling.append, timed=True)
+        assert not any("tokens/s" in line for line in quiet)
+        assert ["tokens/s" in line for line in telling] == [False, True, True]
+
+    def test_tells_after_each_evaluation_when_the_log_has_it(self, tmp_path):
+        seen = []
+        run(tmp_path, evaluated=lambda: seen.append(read(tmp_path)[-1]["step"]))
+        assert seen == [0, 10, 20]
 
     def test_samples_are_told_when_asked_for(self, tmp_path):
         lines = []
@@ -104,7 +121,18 @@ class TestLearning:
         run(tmp_path)
         rows = read(tmp_path)
         assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
-        assert [row["step"] for row in rows if "held_out" in row] == [10, 20]
+        assert [row["step"] for row in rows if "held_out" in row] == [0, 10, 20]
+
+    def test_the_log_has_the_rate_that_was_used_and_the_norm_of_the_gradient(self, tmp_path):
+        run(tmp_path)
+        steps = [row for row in read(tmp_path) if "loss" in row]
+        assert steps[0]["learning_rate"] == pytest.approx(CONFIG.learning_rate / CONFIG.warmup)
+        assert all(row["norm"] > 0 and row["tokens_per_second"] > 0 for row in steps)
+
+    def test_the_log_has_bits_per_byte(self, tmp_path):
+        run(tmp_path)
+        row = read(tmp_path)[0]  # bytes are the tokens
+        assert row["bits_per_byte"] == pytest.approx(row["held_out"] / math.log(2))
 
     def test_a_bar_is_for_terminals_and_stays_out_of_files_and_notebooks(self, tmp_path, capsys):
         run(tmp_path)
@@ -119,8 +147,11 @@ class TestTheBestModel:
         assert Tokenizer.from_pretrained(tmp_path).n_vocab == 257
 
     def test_stays_when_later_ones_are_worse(self, tmp_path, monkeypatch):
-        losses = iter([3.0, 1.0, 2.0])
-        monkeypatch.setattr("minigpt.training.loop.evaluate", lambda *_: next(losses))
+        losses = iter([4.0, 3.0, 1.0, 2.0])
+        found = Evaluation(0.0, 0.1, 0.0, 10)
+        monkeypatch.setattr(
+            "minigpt.training.loop.assess", lambda *_: found._replace(loss=next(losses))
+        )
         config = replace(CONFIG, steps=3, evaluate_every=1, save_every=1, keep=3)
         _, state = run(tmp_path, config)
         assert (state.best, state.best_step) == (1.0, 2)
@@ -174,7 +205,7 @@ class TestAStep:
 
     def test_leaves_the_gradients_as_they_are_with_clip_0(self, tmp_path):
         free, clipped = (prepared(tmp_path, replace(CONFIG, clip=c)).step() for c in (0.0, 1e9))
-        assert free == clipped
+        assert (free.loss, free.norm) == (clipped.loss, clipped.norm)
 
     def test_recomputing_activations_changes_no_bit(self, tmp_path):
         plain, _ = run(tmp_path / "plain", model=tiny(resid_pdrop=0.1))
@@ -301,10 +332,14 @@ class TestAnInterrupt:
 
     @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
     def interrupted(self, request, tmp_path):
-        """A run into `tmp_path` that is told to stop at its first evaluation, after step 10."""
+        """A run into `tmp_path` that is told to stop at its second evaluation, after step 10."""
+
+        def stop(line):
+            if line.startswith("step 10"):
+                os.kill(os.getpid(), request.param)
+
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, replace(CONFIG, save_every=100),
-                report=lambda line: os.kill(os.getpid(), request.param))  # fmt: skip
+            run(tmp_path, replace(CONFIG, save_every=100), report=stop)
         return tmp_path
 
     def test_saves_the_step_it_was_in(self, interrupted):
@@ -322,8 +357,9 @@ class TestAnInterrupt:
 class TestBadInput:
     def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(self, tmp_path):
         def poison(line):
-            with torch.no_grad():
-                model.ln_f.bias.fill_(torch.nan)
+            if line.startswith("step 10"):
+                with torch.no_grad():
+                    model.ln_f.bias.fill_(torch.nan)
 
         model = tiny()
         with pytest.raises(MinigptError, match="the loss at step 11 is nan .* lower learning_rate"):

@@ -16,9 +16,10 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.checkpoint import weights
+from minigpt.tokenizer import byte_tokenizer
 from minigpt.training import state as checkpoint
 from minigpt.training.curves import read
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.loop import CHECKPOINTS, train
 from minigpt.training.parallel import Processes, processes
 from minigpt.training.recipes import TrainConfig
@@ -94,7 +95,7 @@ def forget_after(directory: Path, step: int) -> None:
 
 class TestTwoProcesses:
     def test_have_the_loss_curve_of_one(self, two, alone):
-        assert len(losses(two)) == 15
+        assert len(losses(two)) == 16
         assert losses(two) == pytest.approx(losses(alone), rel=TOLERANCE)
 
     def test_end_with_the_weights_of_one(self, two, alone):
@@ -141,4 +142,4 @@ def test_torchrun_runs_the_command_and_only_the_first_process_tells(tmp_path):
     )  # fmt: skip
     assert done.stdout.count("held-out loss") == 1
     assert done.stderr.count("step 2: held-out loss") == 1
-    assert len(read(tmp_path)) == 3
+    assert len(read(tmp_path)) == 4

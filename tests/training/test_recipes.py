@@ -63,6 +63,10 @@ def test_a_whole_number_will_do_where_a_fraction_may_stand():
         ({"task": "knitting"}, "task is 'knitting', needed one of addition"),
         ({"n_head": 3}, "n_embd is 160 and n_head is 3"),
         ({"dropout": 1.0}, "embd_pdrop is 1.0, needed a probability"),
+        ({"group": 1}, "group is 1, needed a whole number of at least 2"),
+        ({"clip_ratio": 0.0}, "clip_ratio is 0.0, needed a positive number"),
+        ({"kl": -1.0}, "kl is -1.0, needed a number from 0 on"),
+        ({"method": "ppo"}, "method is 'ppo', needed one of supervised, grpo, reinforce"),
         ({"stepz": 1}, "the file sets 'stepz', needed one of data, task"),
     ],
 )

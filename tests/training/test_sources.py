@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
+from minigpt.training.documents import named_sources
 from minigpt.training.recipes import preset
-from minigpt.training.sources import Problems, Text, open_source, starting_model
+from minigpt.training.sources import Mixture, Problems, Text, open_source, starting_model
 from minigpt.training.tasks import TASKS
 
 
@@ -100,3 +102,72 @@ def test_a_checkpoint_that_is_too_small_is_refused(text, tmp_path, shape, senten
     GPT(GPTConfig(*shape)).save_pretrained(tmp_path)
     with pytest.raises(MinigptError, match=f"the model has {sentence}"):
         starting_model(replace(preset("stories"), start=str(tmp_path)), text)
+
+
+class TestAMixture:
+    """One text of ones, and one of twos that is four times as long."""
+
+    @pytest.fixture
+    def parts(self) -> list[Text]:
+        corpora = [
+            Corpus(byte_tokenizer(), np.full(n, n // 1000, np.uint16), np.full(90, 3), 90)
+            for n in (1000, 4000)
+        ]
+        return [Text(corpus, 8, seed=1) for corpus in corpora]
+
+    def share(self, mixture) -> float:
+        """Of the first of the two texts."""
+        inputs, targets = mixture.batch(5, range(4000))
+        assert ((inputs == inputs[:, :1]) & (targets == inputs)).all()  # no window has both
+        return (inputs[:, 0] == 1).double().mean().item()
+
+    def test_draws_each_text_by_its_weight(self, parts):
+        assert self.share(Mixture.of(parts, [3.0, 1.0], 1)) == pytest.approx(0.75, abs=0.03)
+        assert self.share(Mixture.of(parts, [3.0, None], 1)) == pytest.approx(0.75, abs=0.03)
+
+    def test_draws_each_as_often_as_it_is_long_without_weights(self, parts):
+        assert self.share(Mixture.of(parts, [None, None], 1)) == pytest.approx(0.2, abs=0.03)
+
+    def test_has_rows_that_do_not_depend_on_who_asks(self, parts):
+        mixture = Mixture.of(parts, [1.0, 1.0], 1)
+        rows = [mixture.batch(7, [row])[0] for row in range(20)]
+        assert torch.equal(torch.cat(rows), mixture.batch(7, range(20))[0])
+
+    def test_holds_out_some_of_each(self, parts):
+        mixture = Mixture.of(parts, [3.0, 1.0], 1)
+        assert sum(len(x) for x, _ in mixture.held_out()) == 2 * 11
+        assert [len(x) for x, _ in mixture.held_out(8)] == [6, 2]
+
+    def test_is_another_with_other_weights(self, parts):
+        one, two = (Mixture.of(parts, [w, 1.0], 1).fingerprint() for w in (1.0, 2.0))
+        assert one != two
+
+    def test_is_opened_with_one_tokenizer(self, tmp_path):
+        for name, letters in (("a.txt", "abc "), ("b.txt", "xyz ")):
+            (tmp_path / name).write_text(letters * 100)
+        named = f"{tmp_path / 'a.txt'}:2\n{tmp_path / 'b.txt'}:1"
+        config = replace(preset("laptop"), data=named, n_positions=8)
+        source = open_source(config, tmp_path / "cache")
+        assert source.tokenizer.n_vocab == 6 + 1 + 1  # letters, the space, and the end of text
+        assert source.shares.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [("a.txt", [("a.txt", None)]), ("a.txt:2\nb/:.5", [("a.txt", 2.0), ("b/", 0.5)]),
+     ("stories:100", [("stories:100", None)]), ("stories:100:3", [("stories:100", 3.0)]),
+     ("a b.txt:1", [("a b.txt", 1.0)]), ("a:b", [("a:b", None)])],
+)  # fmt: skip
+def test_what_data_names_and_how_often(data, expected):
+    assert named_sources(data) == expected
+
+
+def test_a_file_may_be_called_like_a_weight(tmp_path):
+    (tmp_path / "a:2").write_text("x")
+    assert named_sources(str(tmp_path / "a:2")) == [(str(tmp_path / "a:2"), None)]
+
+
+@pytest.mark.parametrize("data", ["", "\n", "a:0\nb:0"])
+def test_nothing_to_learn_from_is_refused(data):
+    with pytest.raises(MinigptError, match="needed a text file, folder or JSONL file"):
+        named_sources(data)

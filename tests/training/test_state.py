@@ -19,9 +19,10 @@ import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.checkpoint import weights
+from minigpt.tokenizer import byte_tokenizer
 from minigpt.training import state as checkpoint
 from minigpt.training.curves import read
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.loop import CHECKPOINTS, Run, train
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig
-from minigpt.training.data import Corpus, byte_tokenizer
+from minigpt.tokenizer import byte_tokenizer
+from minigpt.training.data import Corpus
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text
 from minigpt.training.state import State
