@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from minigpt.support.checks import path_of
     from minigpt.support.errors import MinigptError
     from minigpt.training.curves import PICTURES, draw_runs
-    from minigpt.training.run_table import compare_runs, read_run
+    from minigpt.training.run_table import compare_runs, read_run, titles
 
     plot = options.plot
     if plot is not None and path_of(plot).suffix.lower() not in (".png", ".svg"):
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if plot is None and len(runs) == 1:
         files = [path_of(options.runs[0]) / name for name in PICTURES]
     print(compare_runs(runs))
-    picture = draw_runs({each.name: each.rows for each in runs}, files)
+    picture = draw_runs(dict(zip(titles(runs), [each.rows for each in runs], strict=True)), files)
     if picture is None:
         say("(no picture without matplotlib: pip install minigpt[plots])")
     else:

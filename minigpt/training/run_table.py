@@ -75,6 +75,16 @@ def read_run(directory: str | Path) -> Told:
     return Told(str(directory), rows, recipe, shape)
 
 
+def titles(runs: Sequence[Told]) -> list[str]:
+    """Of each run's path the end, as much of it as it takes to tell the runs apart."""
+    parts = [path_of(run.name).absolute().parts for run in runs]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(each[-count:]) for each in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [run.name for run in runs]  # one of them twice
+
+
 def compare_runs(runs: Sequence[Told], width: int | None = None) -> str:
     """Each run a column: fields of the recipe in which they differ, then results.
 
@@ -89,7 +99,7 @@ def compare_runs(runs: Sequence[Told], width: int | None = None) -> str:
     result = [[f"  {name}", *map(cell, runs)] for name, cell in RESULTS.items()]
     result = [row for row in result if any(row[1:])]
     rows = [*([["recipe"], *recipe] if recipe else []), ["result"], *result]
-    return table(["", *(run.name for run in runs)], rows, width=width)
+    return table(["", *titles(runs)], rows, width=width)
 
 
 def _field(run: Told, name: str) -> str:

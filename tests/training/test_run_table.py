@@ -11,7 +11,7 @@ from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.training.curves import LOG, Log
 from minigpt.training.places import RECIPE
 from minigpt.training.recipes import TrainConfig
-from minigpt.training.run_table import compare_runs, read_run
+from minigpt.training.run_table import compare_runs, read_run, titles
 
 pytestmark = pytest.mark.filterwarnings("error")
 CONFIG = TrainConfig()
@@ -19,7 +19,7 @@ CONFIG = TrainConfig()
 
 def made(directory, config=CONFIG, losses=(3.0, 1.5, 2.0)):
     """A run's directory, evaluated before its first step and after each of the others."""
-    directory.mkdir()
+    directory.mkdir(parents=True)
     (directory / RECIPE).write_text(config.to_toml(), encoding="utf-8")
     with Log(directory) as log:
         for step, loss in enumerate(losses):
@@ -69,6 +69,15 @@ def test_the_models_parameters_are_counted(tmp_path):
     assert ["parameters", f"{count:,}"] in [
         s.split() for s in compare_runs([read_run(place)]).split("\n")
     ]
+
+
+def test_runs_are_called_by_the_ends_of_their_paths_that_tell_them_apart(tmp_path, monkeypatch):
+    runs = [made(tmp_path / place) for place in ("a/one", "b/one", "b/two")]
+    monkeypatch.chdir(runs[0])
+    assert titles([read_run(runs[0]), read_run(runs[2])]) == ["one", "two"]
+    assert titles([read_run(".")]) == ["one"]
+    assert titles([*map(read_run, runs)]) == ["a/one", "b/one", "b/two"]
+    assert titles([read_run("."), read_run(".")]) == [".", "."]
 
 
 def test_a_run_that_saved_nothing_yet_is_told_from_its_log(tmp_path):
