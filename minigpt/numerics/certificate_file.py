@@ -157,7 +157,9 @@ class CertificateFile:
         content = {"surroundings": self.surroundings, "certificates": certificates}
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1)
         aside = self.path.with_suffix(".new")  # the same for all, as the folder is locked
-        aside.write_text(text, encoding="utf-8")
+        aside.unlink(missing_ok=True)  # left behind, or a link or a pipe that leads elsewhere
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(text)
         os.replace(aside, self.path)
 
 

@@ -73,8 +73,10 @@ from minigpt.numerics.certificates import (
     rowwise_sizes,
 )
 from minigpt.numerics.copies import Copies
-from minigpt.numerics.place import Place
+from minigpt.numerics.place import Place, flushes_denormals
 from minigpt.support.errors import MinigptError
+
+UNSHARED = 2**15  # numbers: an elementwise call of more, be it one row, is cut between threads
 
 
 class ExactOps(RowOps):
@@ -138,7 +140,10 @@ class ExactOps(RowOps):
         return done[0] if len(done) == 1 else torch.cat(done, 2)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
-        return _rowwise(name, ACTIVATION[name], x)
+        call = ACTIVATION[name]
+        if x.shape[-1] <= UNSHARED:
+            return _rowwise(name, call, x)
+        return torch.cat([_rowwise(name, call, part) for part in x.split(UNSHARED, -1)], -1)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return _rowwise(
@@ -159,6 +164,12 @@ class ExactOps(RowOps):
                 f"{str(dtype).removeprefix('torch.')} is a dtype whose sums depend on the number "
                 f"of threads: exact numerics needs float32, bfloat16 or float16, or use "
                 f"numerics='fast'"
+            )
+        if device.type == "cpu" and torch.get_num_threads() > 1 and flushes_denormals():
+            raise MinigptError(
+                "denormal numbers are flushed to zero in this thread, and torch's other ones may "
+                "keep them: exact numerics needs torch.set_flush_denormal(False) before anything "
+                "is computed, or torch.set_num_threads(1), or use numerics='fast'"
             )
         if torch.is_autocast_enabled(device.type):
             raise MinigptError(

@@ -87,9 +87,19 @@ def _precision() -> str:
         return "/".join(backend.matmul.fp32_precision for backend in backends)
 
 
+def flushes_denormals() -> bool:
+    """Does this thread of the CPU take numbers too small to be normal for zeros? Torch will not
+    say (`torch.set_flush_denormal`), but Python's own numbers go through the same arithmetic."""
+    return SMALLEST * 1.0 == 0.0
+
+
+SMALLEST = 5e-324  # above 0
+
+
 def _on_cpu() -> tuple[object, ...]:
     cuda = torch.backends.cuda  # home of switches for attention's kernels everywhere
     return (
+        flushes_denormals(),
         torch._C._get_mkldnn_enabled(),  # torch.backends.mkldnn.enabled takes ten times as long
         torch.are_deterministic_algorithms_enabled(),
         cuda.flash_sdp_enabled(),

@@ -72,7 +72,7 @@ class Questions:
 
     @property
     def width(self) -> int:
-        return self.longest + max(len(self.tokenizer.encode(q)) for q, _ in self.unseen)
+        return self.longest + max(len(self.tokenizer.encode(q)) or 1 for q, _ in self.unseen)
 
     def fingerprint(self) -> str:
         return f"{self.name}-rewards-{self.tokenizer.fingerprint[:16]}"
@@ -98,7 +98,9 @@ def sample(
     than the one whose gradient is taken.
     """
     tokenizer = questions.tokenizer
-    prompts = [tokenizer.encode(question) for question in asked]
+    end = model.config.eos_token_id
+    start = [] if end is None else [end]  # of what has no question: it counts as one
+    prompts = [tokenizer.encode(question) or start for question in asked]
     made = generate_batch(
         model, prompts, questions.longest, 1.0, seed=seeds, n=group, top_log_probabilities=0
     )

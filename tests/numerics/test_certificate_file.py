@@ -266,6 +266,18 @@ def test_what_is_no_file_is_left_alone(probes, kind):
     assert len(probes) == 1
 
 
+def test_a_link_where_it_is_written_aside_is_not_followed(probes, tmp_path):
+    path, other = write([]), tmp_path / "other"
+    path.unlink()
+    other.write_text("mine")
+    path.with_suffix(".new").symlink_to(other)
+    forget()
+    assert certificates.rowwise_sizes(ROWWISE)
+    assert other.read_text() == "mine"
+    assert not path.is_symlink()
+    assert set(CertificateFile(folder(), PLACE).believed) == set(probes)
+
+
 @pytest.mark.parametrize("chosen", ["off", "/proc/nowhere/minigpt", __file__])
 def test_a_folder_that_is_none_costs_probes_and_nothing_else(probes, monkeypatch, chosen):
     monkeypatch.setenv("MINIGPT_CERTIFICATES", chosen)

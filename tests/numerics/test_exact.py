@@ -12,6 +12,7 @@ from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates, exact
 from minigpt.numerics.certificates import SIZES, AttentionCalls, LinearCalls
 from minigpt.numerics.place import Place
+from minigpt.numerics.probe_numbers import Draw
 from minigpt.training import lora
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -161,6 +162,19 @@ def test_autocast_is_refused(exact, text):
         exact(text(1, 5))
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="no such switch")
+def test_flushed_denormals_are_refused_beside_threads_that_may_keep_them(exact, text, threads):
+    torch.set_flush_denormal(True)
+    try:
+        threads(2)
+        with pytest.raises(MinigptError, match="denormal numbers are flushed to zero"):
+            exact(text(1, 5))
+        threads(1)
+        assert torch.equal(decoded(exact, text(1, 20), [1] * 20), exact(text(1, 20))[0])
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compilation_is_refused(exact, text):
     compiled = torch.compile(exact, backend="eager")
@@ -209,6 +223,17 @@ class TestPlan:
     def test_a_few_rows_are_padded_and_many_are_not(self):
         assert exact.plan(5, (1, 8, 16)) == [(5, 8)]
         assert exact.plan(600, (8, 64, 512, 1024)) == [(512, 512), (64, 64), (24, 64)]
+
+
+def test_a_row_so_wide_that_threads_share_it_has_the_bits_of_its_neighbours(threads):
+    threads(2)
+    place, name = Place.here(torch.float32, torch.device("cpu")), "gelu_new"
+    rows = Draw(place).telling(certificates.ACTIVATION[name], 3 * 40_001).view(3, -1)
+    ops = exact.ExactOps()
+    together = ops.activation(rows, name)
+    assert torch.equal(torch.cat([ops.activation(row, name) for row in rows.split(1)]), together)
+    threads(1)
+    assert torch.equal(ops.activation(rows, name), together)
 
 
 @pytest.mark.parametrize("layer", ["ln_1", "attn.c_attn", "attn", "mlp.c_fc", "mlp", "ln_2"])

@@ -39,6 +39,10 @@ def test_another_dtype_or_number_of_threads_is_another(threads):
         torch.backends.cuda.enable_mem_efficient_sdp,
         torch.backends.cuda.enable_math_sdp,
         lambda on: torch.set_float32_matmul_precision("highest" if on else "high"),
+        pytest.param(
+            lambda on: torch.set_flush_denormal(not on),
+            marks=pytest.mark.skipif(not torch.set_flush_denormal(False), reason="no such switch"),
+        ),
     ],
 )
 def test_every_switch_that_chooses_kernels_counts(switch):

@@ -51,6 +51,15 @@ def test_questions_of_different_lengths_go_together():
     assert torch.equal(recomputed(model, answers).detach(), answers.log_probabilities)
 
 
+def test_an_empty_question_is_the_token_that_texts_begin_with():
+    asked = ["", "kot="]
+    model = tiny()
+    answers = sample(model, NAMING, asked, range(4), 2)
+    assert torch.equal(recomputed(model, answers).detach(), answers.log_probabilities)
+    assert answers.tokens[0, 0] == NAMING.tokenizer.eot_token
+    assert replace(NAMING, unseen=[("", "")]).width == NAMING.longest + 1
+
+
 def test_an_answer_is_the_text_that_generate_samples_with_its_seed():
     model = tiny()
     answers, tokenizer = answered(model, group=1), NAMING.tokenizer
