@@ -264,6 +264,13 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 "a chunk of 3 after 4: the mask begins at 1 + S - T, not at 1",
             ),
             (
+                (
+                    "torch.ones(T, S, dtype=torch.bool).triu(1 + S - T)",
+                    "torch.ones(T, T).triu(1).bool()",
+                ),
+                "a chunk of 3 after 4: the mask has a row for each query and a column for each key",
+            ),
+            (
                 ("cache.update(layer, k, v)", "cache.update(0, k, v)"),
                 "layer 0 was touched: each layer updates its own place",
             ),
