@@ -71,6 +71,9 @@ class Recorder(RowOps):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return self._call("layer_norm", x, weight, bias, eps)
 
+    def log_softmax(self, x: Tensor) -> Tensor:
+        return self.ops.log_softmax(x)  # no layer's, so it is not kept
+
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[dict[str, Recorded]]:

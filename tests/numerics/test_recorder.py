@@ -43,3 +43,11 @@ def test_leaves_the_model_as_it_was(exact, text, error):
     except (RuntimeError, KeyboardInterrupt):
         pass
     assert {name: module.ops for name, module in row_modules(exact)} == before
+
+
+def test_what_is_no_layers_goes_to_the_same_operations(exact, monkeypatch):
+    asked = []
+    monkeypatch.setattr(type(exact.ops), "log_softmax", lambda ops, x: asked.append(ops) or x)
+    with recording(exact):
+        exact.ops.log_softmax(torch.ones(2, 3))
+    assert asked == [exact.ops]
