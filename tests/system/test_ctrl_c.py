@@ -14,6 +14,7 @@ import os, signal, sys
 from minigpt.__main__ import main
 
 moment, seen = int(sys.argv.pop(1)), 0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored when begun in the background
 
 def hook(event, arguments):
     global seen
