@@ -165,7 +165,9 @@ def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
     panels = {name: figure.add_subplot(grid[1, n]) for n, name in enumerate(below)}
     for number, (run, rows) in enumerate(runs.items()):
         colour, prefix = f"C{number % 10}", f"{run}: " if len(runs) > 1 else ""
-        if rewards or not of_rewards(rows):  # beside losses a reward's has no place
+        if of_rewards(rows) and not rewards:  # beside other losses its own has no place
+            top.plot([], [], color=colour, label=run)
+        else:
             first, second = ("reward", "solved") if rewards else ("training", "held out")
             drawn = _curve(rows, line)
             top.plot(*drawn, color=colour, linewidth=1, alpha=0.8, label=f"{prefix}{first}")

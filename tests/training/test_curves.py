@@ -126,7 +126,7 @@ def test_of_rewards_no_loss_is_drawn_beside_those_of_other_runs(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [{"step": 0, "held_out": 3.0}, {"step": 1, "loss": 2.0}]
     both = draw_runs({"taught": rows, "paid": REWARDED}, [tmp_path / "both.svg"])
-    assert {"taught: training", "reward"} <= titles_in(both)
+    assert {"taught: training", "paid", "reward"} <= titles_in(both)
     assert "paid: training" not in titles_in(both)
     paid = draw_runs({"a": REWARDED, "b": REWARDED}, [tmp_path / "paid.svg"])
     assert {"a: reward", "b: solved"} <= titles_in(paid)
