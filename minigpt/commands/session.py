@@ -226,5 +226,5 @@ class Session:
             known.split()[0]: known for known in re.findall(r"^  (/.*?)  ", HELP, re.MULTILINE)
         }
         if f"/{name}" in usage:
-            raise MinigptError(f"{line!r} is no command, needed {usage[f'/{name}']}")
+            raise MinigptError(f"{line!r} was typed, needed {usage[f'/{name}']}")
         raise MinigptError(f"{line!r} is no command{meant('/' + name, usage)}: /help lists them")

@@ -149,8 +149,8 @@ def test_commands_say_what_they_did(session, line, shown):
     [
         ("/x", "'/x' is no command: /help lists them"),
         ("/", "'/' is no command"),
-        ("/cache now", "'/cache now' is no command, needed /cache"),
-        ("/branch", "'/branch' is no command, needed /branch NAME"),
+        ("/cache now", "'/cache now' was typed, needed /cache"),
+        ("/branch", "'/branch' was typed, needed /branch NAME"),
         ("/comapre", "'/comapre' is no command, did you mean '/compare'"),
         ("/rewind 3", "cannot rewind 3 turns: there were 1"),
         ("/rewind x", "/rewind takes a number of turns, found 'x'"),

@@ -14,6 +14,8 @@ NEIGHBOURS = "here a pair is x[i] and x[i + D/2], not two neighbours"
 TOO_LONG = "stop at the first wrong guess: what follows it was computed after it"
 NO_ATTENTION = "attention is missing: each new token meets keys and values"
 FREE_FIRST = "each text goes to the row that is free first"
+GIVEN = "the x that was given has changed: make a new tensor"
+SHARED = "the layers share one place: each has its own"
 
 MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
     "00": {
@@ -47,6 +49,12 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
             ((" * self.weight + self.bias", ""), "weight and bias are missing at the end"),
             (("mean(-1", "mean(1"), "the mean is over the last dimension; 1 is the tokens"),
+            ((" + 1e-5", ""), "eps is missing: add 0.00001 to the variance"),
+            (
+                (" + 1e-5).sqrt()", ".sqrt() + 1e-5)"),
+                "eps belongs under the root: add it to the variance",
+            ),
+            (("x = x - x.mean", "x -= x.mean"), GIVEN),
         ],
         "exercise-3": [
             (
@@ -71,6 +79,10 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 "put the heads side by side: swap dimensions 1 and 2 back first",
             ),
             (("self.c_proj((weights", "((weights"), "c_proj is missing"),
+            (
+                (".triu(1)", ".tril(-1)"),
+                "the mask is turned round: what comes later is hidden, not what came before",
+            ),
             (("triu(1)", "triu(0)"), "NaN: a row of -inf only, or a division of 0 by 0"),
         ],
         "exercise-4": [
@@ -109,6 +121,12 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ("self.mlp(self.ln_2(x))", "self.mlp(self.ln_1(x))"),
                 "the MLP has a norm of its own, ln_2",
             ),
+            (
+                ("        x = x + self.attn(self.ln_1(x))\n", ""),
+                "attention is missing: two parts add to the stream",
+            ),
+            ((" + self.mlp(self.ln_2(x))", ""), "the MLP is missing: two parts add to the stream"),
+            (("x = x + self", "x += self"), GIVEN),
         ],
         "exercise-6": [
             (
@@ -225,7 +243,7 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
             (
                 ("self.held[layer] = k, v", "self.held = [(k, v)] * len(self.held)"),
-                "the layers share one place: each has its own",
+                SHARED,
             ),
         ],
         "exercise-2": [
@@ -244,6 +262,17 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (
                 ("triu(1 + S - T)", "triu(1 if T > 1 else S)"),
                 "a chunk of 3 after 4: the mask begins at 1 + S - T, not at 1",
+            ),
+            (
+                (
+                    "torch.ones(T, S, dtype=torch.bool).triu(1 + S - T)",
+                    "torch.ones(T, T).triu(1).bool()",
+                ),
+                "a chunk of 3 after 4: the mask has a row for each query and a column for each key",
+            ),
+            (
+                ("cache.update(layer, k, v)", "cache.update(0, k, v)"),
+                "layer 0 was touched: each layer updates its own place",
             ),
         ],
         "exercise-3": [
@@ -276,6 +305,12 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ),
                 "these are the keys",
             ),
+            (("self.keys[layer, :", "self.keys[0, :"), SHARED),
+            (("self.values[layer, :", "self.values[0, :"), SHARED),
+            (
+                ("self.lengths[layer] = end", "self.lengths = [end] * len(self.lengths)"),
+                "after 7 tokens in layer 0 the lengths are [7, 0]",
+            ),
         ],
         "exercise-4": [
             (("12 * C * C", "12 * C"), "12 times the square of C, for each token"),
@@ -285,6 +320,7 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ("tokens * 2 * t", "2 * t"),
                 "attention without a cache: t queries in step t, each with t keys",
             ),
+            (("1 if cached else t", "t"), "products with the cache: a step computes one token"),
         ],
         "exercise-5": [
             ("total_bytes = 48 * 25 * 64 * 2 * 1024 * 8", "keys and values: both are kept"),
@@ -349,6 +385,14 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 ("torch.equal(cached, model(texts[[1, 0]])[:, 9:])", "True"),
                 "the broken cache passes: compare the logits after select, for the token that "
                 "comes next",
+            ),
+            (
+                (
+                    "return torch.equal(cached, model(texts[[1, 0]])[:, 9:])",
+                    "want = model(texts[[1, 0]])[:, 9:]\n"
+                    "    return torch.equal(cached.argmax(-1), want.argmax(-1))",
+                ),
+                "logits that differ a little pass too: torch.equal compares to the bit",
             ),
         ],
         "exercise-3": [
@@ -719,6 +763,11 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 "the other",
             ),
             (
+                ("waiting, running, steps = list(lengths), [], 0", "return sum(lengths) / rows"),
+                "so few if a text could be shared out over rows: but its tokens come one after "
+                "the other",
+            ),
+            (
                 ("list(lengths), [], 0", "sorted(lengths, reverse=True), [], 0"),
                 "in the order in which they come: do not sort them",
             ),
@@ -804,6 +853,24 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ),
             (("a * sin + b * cos", "b * cos - a * sin"), "the second half is a sin + b cos"),
             (
+                (
+                    "    return torch.cat([a * cos - b * sin, ",
+                    "    a = a * cos - b * sin\n    return torch.cat([a, ",
+                ),
+                "the second half needs the old a: keep it until both are computed",
+            ),
+            (
+                (
+                    "torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)",
+                    "torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)",
+                ),
+                "the second half comes after the first, not in turns with it",
+            ),
+            (
+                ("positions[:, None]", "torch.arange(len(positions))[:, None]"),
+                "use the positions that are given, not 0, 1, 2, ...",
+            ),
+            (
                 ("a, b = x.chunk(2, dim=-1)", "a, b = x[..., ::2], x[..., 1::2]"),
                 "split x into halves, not into even and odd places",
             ),
@@ -851,6 +918,12 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
                 "NaN where all scores are low: the largest begins at -inf, not 0",
             ),
             ("online = lambda q, keys, values, block: by_hand.attend(q, keys, values)", WHOLE),
+            (
+                "def online(q, keys, values, block):\n"
+                "    scores = q[None] @ keys.T / q.shape[-1] ** 0.5\n"
+                "    return (scores.softmax(-1) @ values)[0]",
+                WHOLE,
+            ),
             (
                 ("range(0, len(keys), block)", "range(0, len(keys) - block + 1, block)"),
                 "the last block is shorter, but it counts",
@@ -910,6 +983,15 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (
                 "def gradients(model, inputs, targets, pieces):\n"
                 "    model.zero_grad()\n"
+                "    for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):\n"
+                "        last = mean_loss(model, x, y)\n"
+                "    last.backward()\n"
+                "    return [parameter.grad for parameter in model.parameters()]",
+                "not the gradient of the whole batch: is one piece lost?",
+            ),
+            (
+                "def gradients(model, inputs, targets, pieces):\n"
+                "    model.zero_grad()\n"
                 "    total = 0\n"
                 "    for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):\n"
                 "        total = total + mean_loss(model, x, y) * len(x) / len(inputs)\n"
@@ -930,6 +1012,14 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             (
                 ("torch.rand_like(x)", "torch.rand(len(x), 1)"),
                 "each number by itself, not rows as a whole",
+            ),
+            (
+                ("torch.rand_like(x)", "torch.rand(x.shape[-1])"),
+                "each number by itself, not columns as a whole",
+            ),
+            (
+                ("return x * (torch.rand_like(x) >= p)", "return x[torch.rand_like(x) >= p]"),
+                "shape (90244,), needed (400, 300)",
             ),
             (
                 ("return x * (torch.rand_like(x) >= p)", "return x.mul_(torch.rand_like(x) >= p)"),
@@ -1068,6 +1158,57 @@ MISTAKES: dict[str, dict[str, list[tuple[Wrong, str]]]] = {
             ("whole = 1000 * math.exp(0.001)", "the ratios are multiplied, not added"),
             ("whole = math.exp(0.001)", "a thousand times a thousandth is no small thing"),
             ("whole = 2.0", "a product of exponentials: add up the exponents"),
+        ],
+    },
+}
+
+# Right answers in another style than the solution's, as in `MISTAKES`.
+ALSO_RIGHT: dict[str, dict[str, list[Wrong]]] = {
+    "02": {
+        "exercise-4": [("return products, attention", "return [products, attention]")],
+        "exercise-7": [
+            ("return tokens", "return tuple(tokens)"),
+            ("return tokens", "return torch.tensor(tokens)"),
+        ],
+    },
+    "02b": {"exercise-2": [("select([1, 0])", "select(torch.tensor([1, 0]))")]},
+    "09": {
+        "exercise-5": [
+            (
+                "    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)",
+                "    x[..., : D // 2], x[..., D // 2 :] = a * cos - b * sin, a * sin + b * cos\n"
+                "    return x",
+            )
+        ],
+        "exercise-6": [
+            ("keys[start : start + block] @ q", "q @ keys.T[:, start : start + block]"),
+            (
+                "keys[start : start + block] @ q",
+                "(keys.narrow(0, start, min(block, len(keys) - start)) * q).sum(-1)",
+            ),
+        ],
+    },
+    "10": {
+        "exercise-2": [
+            (".backward()", ".backward(retain_graph=True)"),
+            (
+                "        (mean_loss(model, x, y) * len(x) / len(inputs)).backward()",
+                "        share = mean_loss(model, x, y) * len(x) / len(inputs)\n"
+                "        parts = torch.autograd.grad(share, list(model.parameters()))\n"
+                "        for parameter, part in zip(model.parameters(), parts, strict=True):\n"
+                "            parameter.grad = part + (0 if parameter.grad is None "
+                "else parameter.grad)",
+            ),
+        ],
+        "exercise-3": [
+            (
+                "x * (torch.rand_like(x) >= p)",
+                "x * torch.from_numpy(np.random.rand(*x.shape) >= p).double()",
+            ),
+            ("x * (torch.rand_like(x) >= p)", "x.masked_fill(torch.rand_like(x) < p, 0)"),
+        ],
+        "exercise-4": [
+            ("return nats * count", "return torch.tensor(nats) * count"),
         ],
     },
 }

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
-from tests.system.lesson_mistakes import MISTAKES, STAND_INS
+from tests.system.lesson_mistakes import ALSO_RIGHT, MISTAKES, STAND_INS
 
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
@@ -30,6 +30,13 @@ WRONG = [
     pytest.param(lesson, exercise, wrong, hint, id=f"{lesson}-{exercise}-{n}")
     for lesson, exercise in EXERCISES
     for n, (wrong, hint) in enumerate(MISTAKES[lesson][exercise])
+]
+
+OTHER = [
+    pytest.param(lesson, exercise, answer, id=f"{lesson}-{exercise}-{n}")
+    for lesson, answers in ALSO_RIGHT.items()
+    for exercise, these in answers.items()
+    for n, answer in enumerate(these)
 ]
 
 
@@ -174,11 +181,23 @@ def solution(lesson: str, exercise: str) -> str:
 @pytest.mark.parametrize(("lesson", "exercise", "wrong", "hint"), WRONG)
 def test_a_mistake_gets_the_hint_that_it_deserves(lesson, exercise, wrong, hint):
     """A wrong answer is a whole one, or what to put in place of what in the solution."""
-    if isinstance(wrong, tuple):
-        right = solution(lesson, exercise)
-        assert wrong[0] in right, "the solution has changed"
-        wrong = right.replace(*wrong)
-    assert verdict(lesson, exercise, wrong).splitlines()[-1] == f"not yet: {hint}"
+    said = verdict(lesson, exercise, whole(lesson, exercise, wrong))
+    assert said.splitlines()[-1] == f"not yet: {hint}"
+
+
+@pytest.mark.parametrize(("lesson", "exercise", "answer"), OTHER)
+def test_a_right_answer_in_another_style_is_right(lesson, exercise, answer):
+    said = verdict(lesson, exercise, whole(lesson, exercise, answer))
+    assert said.splitlines()[-1] == "right!"
+
+
+def whole(lesson: str, exercise: str, answer: str | tuple[str, str]) -> str:
+    """An answer as it stands, or the solution with one thing changed."""
+    if isinstance(answer, str):
+        return answer
+    right = solution(lesson, exercise)
+    assert answer[0] in right, "the solution has changed"
+    return right.replace(*answer)
 
 
 @pytest.mark.parametrize(("lesson", "exercise"), EXERCISES)
