@@ -31,7 +31,7 @@ def add(commands: Subcommands) -> None:
 def run(options: argparse.Namespace) -> int:
     from minigpt.support.checks import path_of
     from minigpt.support.errors import MinigptError
-    from minigpt.training.curves import PICTURES, draw_runs
+    from minigpt.training.curves import PICTURES, draw_rewards, draw_runs, of_rewards
     from minigpt.training.run_table import compare_runs, read_run, titles
 
     plot = options.plot
@@ -42,7 +42,11 @@ def run(options: argparse.Namespace) -> int:
     if plot is None and len(runs) == 1:
         files = [path_of(options.runs[0]) / name for name in PICTURES]
     print(compare_runs(runs))
-    picture = draw_runs(dict(zip(titles(runs), [each.rows for each in runs], strict=True)), files)
+    if len(runs) == 1 and of_rewards(runs[0].rows):
+        picture = draw_rewards(runs[0].rows, files)
+    else:
+        named = dict(zip(titles(runs), [each.rows for each in runs], strict=True))
+        picture = draw_runs(named, files)
     if picture is None:
         say("(no picture without matplotlib: pip install minigpt[plots])")
     else:

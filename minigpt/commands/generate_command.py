@@ -258,7 +258,7 @@ def samples(
     from minigpt.generation.text import only_spelled
 
     stop = minigpt.StopStrings(options.stop)
-    with tqdm(unit="token", leave=False) as bar:
+    with tqdm(unit="token", leave=False, disable=None) as bar:
         results = minigpt.generate_batch(
             model,
             [ids],

@@ -58,7 +58,7 @@ def write_texts(
         say(f"{out} has the first {counted(done, 'text')} already: going on from there")
     with (
         out.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(lines), initial=done, unit="text", leave=False) as bar,
+        tqdm(total=len(lines), initial=done, unit="text", leave=False, disable=None) as bar,
     ):
         while texts:  # in the prompts' order, each as soon as those before it are written
             if not texts[0].request.done:

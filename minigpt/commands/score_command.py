@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         say("this model has no end-of-text token to start from: the first token is not scored")
     elif ids[:1] != [eot]:  # else the tokenizer begins every text with it
         ids = [eot, *ids]
-    with tqdm(total=len(ids) - 1, unit="token", leave=False) as bar:
+    with tqdm(total=len(ids) - 1, unit="token", leave=False, disable=None) as bar:
         result = minigpt.score(model, ids, options.stride, progress=bar.update)
     n_bytes = len(tokenizer.decode_bytes(ids[1:]))
     figures: dict[str, object] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,8 @@ def add(commands: Subcommands) -> None:
 def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from minigpt.commands.models import device_named
+    from minigpt.commands.models import device_named, one_thread_if_small
+    from minigpt.commands.reward_story import able_to_answer, learn_from_rewards
     from minigpt.training.curves import Artist, draw
     from minigpt.training.loop import train
     from minigpt.training.lora import trainable
@@ -126,9 +126,12 @@ def run(options: argparse.Namespace) -> int:
     found = to_resume(directory) if options.resume else None
     config = configured(options, found)
     if config.method != "supervised":
-        return learn_from_rewards(
-            directory, config, bool(options.resume), say_beside_bars, options.threads
-        )
+        able_to_answer(config)
+        claim(directory, bool(options.resume))
+        model = starting_model(config, open_source(config, ""))
+        one_thread_if_small(model, options.threads)
+        config = as_it_runs(config, model.config)
+        return learn_from_rewards(model, directory, config, bool(options.resume), say_beside_bars)
     with processes(device_named(config.device)) as ours:
         first = ours.rank == 0
         report = say_beside_bars if first else lambda line: None
@@ -192,55 +195,6 @@ def evaluate_only(options: argparse.Namespace) -> int:
     model = GPT.from_pretrained(model_at, device=device_named(config.device), numerics="fast")
     one_thread_if_small(model, options.threads)
     print(measure_model(model, source))
-    return 0
-
-
-def learn_from_rewards(
-    directory: Path,
-    config: TrainConfig,
-    resume: bool,
-    report: Callable[[str], object],
-    threads: int | None,
-) -> int:
-    """Train a model by what its own answers to a task's problems are worth.
-
-    Raises:
-        MinigptError: without a task or a model to start from.
-    """
-    from minigpt.commands.models import one_thread_if_small
-    from minigpt.training.answers import Questions
-    from minigpt.training.curves import draw_rewards, read
-    from minigpt.training.places import claim
-    from minigpt.training.policy import improve
-    from minigpt.training.sources import open_source, starting_model
-    from minigpt.training.tasks import TASKS
-
-    for name, option, needed in (
-        ("task", "--task", f"one of {', '.join(TASKS)}, which can judge an answer"),
-        ("start", "--from", "a model that is right at least now and then"),
-    ):
-        if not getattr(config, name):
-            raise MinigptError(f"method {config.method} needs {option}: {needed}")
-    claim(directory, resume)
-    model = starting_model(config, open_source(config, ""))
-    one_thread_if_small(model, threads)
-    config = as_it_runs(config, model.config)
-    report(f"training {sum(p.numel() for p in model.parameters()):,} parameters in {directory}")
-    questions = Questions.of(TASKS[config.task])
-    state = improve(model, questions, config, directory, resume, report)
-    rows = read(directory)
-    solved = {row["step"]: row["solved"] for row in rows if "solved" in row}
-    print(f"best model         step {state.best_step:,}")
-    best = solved.get(state.best_step, 0.0)
-    print(
-        f"solved             {best:.1%} of unseen problems, {solved.get(0, 0.0):.1%} at the start"
-    )
-    off = max((row.get("ratio_error", 0.0) for row in rows), default=0.0)
-    agree = "equal to the bit in every batch" if off == 0 else f"ratio off by up to {off:.2g}"
-    print(f"sampler, trainer   {agree} ({config.numerics} numerics)")
-    print(f"training           {state.seconds:,.0f} s")
-    picture = draw_rewards(directory)
-    print(f"saved {directory}" + (f", with {picture.name}" if picture else ""))
     return 0
 
 

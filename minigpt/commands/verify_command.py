@@ -64,7 +64,7 @@ def run_matrix(options: argparse.Namespace) -> int:
     from minigpt.study.matrix import COLUMNS, ROWS, cell, render, start
 
     results, device = {}, device_named(options.device)
-    with tqdm(total=len(COLUMNS) * len(ROWS), unit="cell", leave=False) as bar:
+    with tqdm(total=len(COLUMNS) * len(ROWS), unit="cell", leave=False, disable=None) as bar:
         for column in COLUMNS:
             ways = start(column.model(device, options.numerics))
             for row in ROWS:

@@ -23,8 +23,8 @@ LOG = "log.jsonl"
 PICTURES = ("curves.png", "curves.svg")
 POINTS = 500  # of a curve, at most: more is no picture, but a large file
 SMALL_PANELS = {
-    "solved": "solved exactly", "norm": "gradient norm", "learning_rate": "learning rate",
-    "tokens_per_second": "tokens/s",
+    "solved": "solved exactly", "reward": "reward", "norm": "gradient norm",
+    "learning_rate": "learning rate", "tokens_per_second": "tokens/s",
 }  # fmt: skip
 Rows = Sequence[Mapping[str, Any]]
 
@@ -107,7 +107,16 @@ def draw(directory: Path) -> Path | None:
     Raises:
         MinigptError: when they cannot be written.
     """
-    return draw_runs({directory.name: read(directory)}, [directory / name for name in PICTURES])
+    rows, files = read(directory), [directory / name for name in PICTURES]
+    return (
+        draw_rewards(rows, files) if of_rewards(rows) else draw_runs({directory.name: rows}, files)
+    )
+
+
+def of_rewards(rows: Rows) -> bool:
+    """Whether a run learned from rewards: its loss does not say how good it is."""
+    logged = {name for row in rows for name in row}
+    return "solved" in logged and "held_out" not in logged
 
 
 class Artist:
@@ -131,7 +140,8 @@ class Artist:
 def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
     """One picture of several runs, saved as each of the files (*.png or *.svg).
 
-    Above, the losses: training as a line, held-out with dots. Below, the rest of what is logged.
+    Above, the losses: training as a line, held-out with dots; of runs that all learned from
+    rewards, the reward and what is solved. Below, the rest of what is logged.
 
     Returns:
         the first file; None where matplotlib is not installed.
@@ -140,12 +150,13 @@ def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
         MinigptError: when they cannot be written.
     """
     try:
-        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         return None
     logged = {name for rows in runs.values() for row in rows for name in row}
-    below = [name for name in SMALL_PANELS if name in logged]
+    rewards = all(map(of_rewards, runs.values()))
+    line, dots = ("reward", "solved") if rewards else ("loss", "held_out")
+    below = [name for name in SMALL_PANELS if name in logged and name not in (line, dots)]
     figure = Figure(figsize=(8, 6 if below else 4), layout="constrained")
     grid = figure.add_gridspec(
         2 if below else 1, max(1, len(below)), height_ratios=[2, 1][: 1 + bool(below)]
@@ -154,13 +165,16 @@ def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
     panels = {name: figure.add_subplot(grid[1, n]) for n, name in enumerate(below)}
     for number, (run, rows) in enumerate(runs.items()):
         colour, prefix = f"C{number % 10}", f"{run}: " if len(runs) > 1 else ""
-        top.plot(
-            *_curve(rows, "loss"), color=colour, linewidth=1, alpha=0.8, label=f"{prefix}training"
-        )
-        held_out = _curve(rows, "held_out")
-        top.plot(
-            *held_out, "--o", color=colour, markersize=4, linewidth=1, label=f"{prefix}held out"
-        )
+        if of_rewards(rows) and not rewards:  # beside other losses its own has no place
+            top.plot([], [], color=colour, label=run)
+        else:
+            first, second = ("reward", "solved") if rewards else ("training", "held out")
+            drawn = _curve(rows, line)
+            top.plot(*drawn, color=colour, linewidth=1, alpha=0.8, label=f"{prefix}{first}")
+            top.plot(
+                *_curve(rows, dots), "--o",
+                color=colour, markersize=4, linewidth=1, label=f"{prefix}{second}",
+            )  # fmt: skip
         for name, axes in panels.items():
             axes.plot(
                 *_curve(rows, name),
@@ -168,13 +182,21 @@ def draw_runs(runs: Mapping[str, Rows], files: Sequence[Path]) -> Path | None:
                 linewidth=1,
                 marker="." if name == "solved" else "",
             )
-    top.set(xlabel="step", ylabel="loss, nats per token")
+    what = "reward, and part of unseen problems solved" if rewards else "loss, nats per token"
+    top.set(xlabel="step", ylabel=what)
     top.grid(alpha=0.3)
     top.legend(frameon=False, fontsize="small", ncols=1 + len(runs) // 6)
     for name, axes in panels.items():
         axes.set_title(SMALL_PANELS[name], fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.grid(alpha=0.3)
+    return _save(figure, files)
+
+
+def _save(figure: Any, files: Sequence[Path]) -> Path:
+    """A figure as each of the files, each there in one step; the first of them."""
+    from matplotlib import rc_context
+
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what fits in one file fits in the other
     try:
@@ -200,15 +222,18 @@ def _curve(rows: Rows, name: str) -> tuple[list[float], list[float]]:
     return means[:, 0].tolist(), means[:, 1].tolist()
 
 
-def draw_rewards(directory: Path) -> Path | None:
+def draw_rewards(rows: Rows, files: Sequence[Path]) -> Path | None:
     """A picture of learning from rewards: how well it goes, and how far sampler and trainer are
-    from each other. None where matplotlib is not installed."""
+    from each other. The first file; None where matplotlib is not installed.
+
+    Raises:
+        MinigptError: when it cannot be written.
+    """
     try:
         from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    rows = read(directory)
     figure = Figure(figsize=(7, 7), layout="constrained")
     top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=(3, 2, 2))
     styles: dict[str, tuple[Any, str, dict[str, Any]]] = {
@@ -229,8 +254,7 @@ def draw_rewards(directory: Path) -> Path | None:
     bottom.set(xlabel="step")
     for axes in filter(Axes.has_data, (top, middle, bottom)):
         axes.legend()
-    figure.savefig(directory / PICTURES[0], dpi=120)
-    return directory / PICTURES[0]
+    return _save(figure, files)
 
 
 def _board(directory: Path) -> Any:

@@ -38,18 +38,31 @@ class Display(Protocol):
 
 
 class Bar:
-    """One line that fills, on terminals only."""
+    """One line that fills, on terminals only.
 
-    def __init__(self, first: int, steps: int, report: Report, shown: bool = True) -> None:
-        self._report = report
+    Args:
+        first, steps: of the run, taken and to be taken.
+        report: given the lines that stay, above the bar.
+        shown: whether there is a bar at all.
+        average: what the number told at each step is called.
+    """
+
+    # What matters most comes first, for a narrow terminal cuts the rest.
+    FORM = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(
+        self, first: int, steps: int, report: Report, shown: bool = True, average: str = "loss"
+    ) -> None:
+        self._report, self._average = report, average
         self._bar = tqdm(
-            initial=first, total=steps, desc="training", unit="step",
+            initial=first, total=steps, desc="training", unit="step", bar_format=self.FORM,
             disable=None if shown else True, dynamic_ncols=True,  # None: on terminals only
         )  # fmt: skip
 
     def step(self, row: Mapping[str, Any], average: float) -> None:
-        speed = f"{row['tokens_per_second']:,.0f}"
-        self._bar.set_postfix(loss=f"{average:.3f}", tokens_per_s=speed, refresh=False)
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+        self._bar.set_description_str(f"{self._average} {average:.3f}", refresh=False)
+        self._bar.set_postfix_str(speed, refresh=False)
         self._bar.update()
 
     def evaluated(self, row: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def named_sources(data: str) -> list[tuple[str, float | None]]:
     """What a run's `data` names, one source a line, each with its weight; None: it has none.
 
     Raises:
-        MinigptError: for nothing at all, or when all weights are 0.
+        MinigptError: for nothing at all, when all weights are 0 or one is no weight.
     """
     found: list[tuple[str, float | None]] = []
     for line in filter(None, data.split("\n")):
@@ -129,6 +129,7 @@ def named_sources(data: str) -> list[tuple[str, float | None]]:
         if match and not os.path.exists(line) and story_count(line) is None:
             found.append((match[1], float(match[2])))
         else:
+            _refuse_weight(line)
             found.append((line, None))
     weights = [weight for _, weight in found if weight is not None]
     if not found or (len(weights) == len(found) and not sum(weights)):
@@ -137,6 +138,16 @@ def named_sources(data: str) -> list[tuple[str, float | None]]:
             f"above 0, such as a.txt:2 b/:1"
         )
     return found
+
+
+def _refuse_weight(line: str) -> None:
+    """Refuse a source that is there but for what follows its last colon."""
+    source, colon, weight = line.rpartition(":")
+    if colon and not os.path.exists(line) and os.path.exists(source):
+        raise MinigptError(
+            f"the weight of {source} is {weight!r}, needed a number from 0 on, such as {source}:2 "
+            f"or {source}:0.5: correct it, or leave it and the colon out"
+        )
 
 
 def source_bytes(source: str | Path) -> int:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
+from minigpt.support.wording import counted
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Processes:
         """
         if rows % (self.count * pieces):
             raise MinigptError(
-                f"batch_size is {rows}, which {self.count} processes with {pieces} pieces each "
-                f"cannot divide evenly: make it a multiple of {self.count * pieces}"
+                f"batch_size is {rows}, which cannot be divided evenly among "
+                f"{counted(self.count, 'process', 'processes')} with "
+                f"{counted(pieces, 'piece')} each: make it a multiple of {self.count * pieces}"
             )
         size = rows // (self.count * pieces)
         first = self.rank * pieces

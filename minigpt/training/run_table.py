@@ -18,7 +18,7 @@ from minigpt.config import GPTConfig
 from minigpt.support.checks import path_of
 from minigpt.support.errors import MinigptError
 from minigpt.support.tables import table
-from minigpt.training.curves import LOG, Rows, read
+from minigpt.training.curves import LOG, Rows, of_rewards, read
 from minigpt.training.places import CHECKPOINTS, RECIPE
 from minigpt.training.recipes import TrainConfig, configure, read_toml
 from minigpt.training.state import newest_checkpoint, read_state
@@ -44,7 +44,11 @@ class Told:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The evaluation with the lowest held-out loss; empty before the first."""
+        """The evaluation with the lowest held-out loss, or of learning from rewards the one that
+        solved the most; empty before the first."""
+        if of_rewards(self.rows):
+            evaluations = [row for row in self.rows if "solved" in row]
+            return dict(max(evaluations, key=lambda row: row["solved"], default={}))
         evaluations = [row for row in self.rows if math.isfinite(row.get("held_out", math.nan))]
         return dict(min(evaluations, key=lambda row: row["held_out"], default={}))
 
@@ -118,9 +122,17 @@ def _parameters(run: Told) -> str:
     return f"{sum(map(math.prod, run.shape.tensors().values())):,}" if run.shape else ""
 
 
-def _training_loss(run: Told) -> str:
-    last = run.values("loss")[-LAST:]
+def _lately(run: Told, name: str) -> str:
+    last = run.values(name)[-LAST:]
     return f"{mean(last):.4f}" if last else ""
+
+
+def _training_loss(run: Told) -> str:
+    return "" if of_rewards(run.rows) else _lately(run, "loss")
+
+
+def _ratio_error(run: Told) -> str:
+    return _number("{:.2g}", max(run.values("ratio_error"), default=None))
 
 
 def _speed(run: Told) -> str:
@@ -135,7 +147,10 @@ RESULTS: dict[str, Callable[[Told], str]] = {
     "held-out loss, lowest": lambda run: _number("{:.4f}", run.best.get("held_out")),
     "… at step": lambda run: _number("{:,}", run.best.get("step")),
     "bits per byte there": lambda run: _number("{:.4f}", run.best.get("bits_per_byte")),
+    "solved exactly, first": lambda run: _number("{:.1%}", next(iter(run.values("solved")), None)),
     "solved exactly there": lambda run: _number("{:.1%}", run.best.get("solved")),
     f"training loss, last {LAST} steps": _training_loss,
+    f"reward, last {LAST} steps": lambda run: _lately(run, "reward"),
+    "ratio off by, at most": _ratio_error,
     "tokens/s, median": _speed,
 }

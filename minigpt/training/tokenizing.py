@@ -110,7 +110,7 @@ def tokenize(source: str | Path, spec: Tokenizer | str, directory: Path, held_ou
         _from(directory / "held_out.bin", kept.held_out) as rest,
         tqdm(
             total=kept.total, desc="tokenizing", unit="story" if count else "char",
-            unit_scale=True, leave=False,
+            unit_scale=True, leave=False, disable=None,  # on terminals only
         ) as bar,
     ):  # fmt: skip
         bar.update(min(kept.shares * SHARE, kept.total))

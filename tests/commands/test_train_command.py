@@ -44,6 +44,18 @@ def test_learns_from_rewards_and_tells_how_far_sampler_and_trainer_are_apart(lea
     assert "step 2: solves" in err
     assert [row["ratio_error"] for row in read(tmp_path / "out") if "reward" in row] == [0, 0]
     assert GPT.from_pretrained(tmp_path / "out").config.n_embd == 16
+    assert f"minigpt curves {tmp_path / 'out'}" in out.split("\nnext\n")[1]
+
+
+def test_the_picture_of_rewards_is_there_after_curves_too(learn, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    place = tmp_path / "out"
+    learn()
+    drawn = (place / "curves.svg").read_bytes()
+    (place / "curves.svg").unlink()
+    assert main(["curves", str(place)]) == 0
+    assert "reward, last 20 steps" in capsys.readouterr().out
+    assert (place / "curves.svg").read_bytes() == drawn
 
 
 def test_with_fast_numerics_it_tells_the_difference(learn):

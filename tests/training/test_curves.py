@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
 from minigpt import MinigptError
-from minigpt.training.curves import LOG, PICTURES, Artist, Log, draw, draw_rewards, draw_runs, read
+from minigpt.training.curves import LOG, PICTURES, Artist, Log, draw, draw_runs, read
 
 
 def test_rows_are_read_back_exactly(tmp_path):
@@ -106,11 +109,32 @@ class TestThePicture:
         assert len(drawn) == 2
 
 
-def test_the_picture_of_rewards_is_a_png_too(tmp_path):
+REWARDED = [
+    {"step": 0, "solved": 0.1},
+    {"step": 1, "loss": 0.0, "reward": 0.5, "ratio_error": 0.0, "norm": 1.0},
+]
+
+
+def test_a_run_that_learns_from_rewards_has_both_pictures_too(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = '{"step": 0, "solved": 0.1}\n{"step": 1, "reward": 0.5, "ratio_error": 0.0}\n'
-    (tmp_path / LOG).write_text(rows)
-    assert draw_rewards(tmp_path).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / LOG).write_text("".join(json.dumps(row) + "\n" for row in REWARDED))
+    assert draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert "sampled answers' reward" in titles_in(tmp_path / PICTURES[1])
+
+
+def test_of_rewards_no_loss_is_drawn_beside_those_of_other_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"step": 0, "held_out": 3.0}, {"step": 1, "loss": 2.0}]
+    both = draw_runs({"taught": rows, "paid": REWARDED}, [tmp_path / "both.svg"])
+    assert {"taught: training", "paid", "reward"} <= titles_in(both)
+    assert "paid: training" not in titles_in(both)
+    paid = draw_runs({"a": REWARDED, "b": REWARDED}, [tmp_path / "paid.svg"])
+    assert {"a: reward", "b: solved"} <= titles_in(paid)
+
+
+def titles_in(picture: Path) -> set[str]:
+    """What an SVG of ours says: each text stands beside its letters' shapes, as a comment."""
+    return set(re.findall(r"<!-- (.*?) -->", picture.read_text()))
 
 
 def without(monkeypatch, library):

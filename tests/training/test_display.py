@@ -84,6 +84,20 @@ def test_a_process_that_shall_show_nothing_has_no_chart(shown):
     assert stderr.getvalue() == ""
 
 
+@pytest.mark.parametrize(
+    ("columns", "wanted"), [(40, ["reward 0.500", "50%"]), (80, ["reward 0.500", "5,000 tokens/s"])]
+)
+def test_what_matters_most_is_in_the_bar_of_a_narrow_terminal(monkeypatch, columns, wanted):
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 20))
+    bar = Bar(499, 1000, print, average="reward")
+    bar.step({"step": 500, "tokens_per_second": 5000.0}, 0.5)
+    bar.close()  # draws it a last time
+    last = stderr.getvalue().split("\r")[-1]
+    assert [word for word in wanted if word not in last] == []
+
+
 def taken(stderr: Terminal, steps: int) -> Chart:
     chart = Chart(0, 10, [], lambda line: print(line, file=stderr))
     for n in range(1, steps + 1):

@@ -129,7 +129,7 @@ def test_a_steps_rows_are_divided_without_overlap_and_without_rest():
 
 
 def test_rows_that_cannot_be_divided_are_refused():
-    with pytest.raises(MinigptError, match="batch_size is 9, which 2 processes .* multiple of 2"):
+    with pytest.raises(MinigptError, match="among 2 processes with 1 piece each: .* of 2"):
         Processes(torch.device("cpu"), 0, 2).share(9, 1)
 
 

@@ -50,6 +50,21 @@ def test_results_are_those_of_the_lowest_held_out_loss(table):
     assert ["training", "loss,", "last", "20", "steps", "0.7500", "1.3750"] in lines
 
 
+def test_what_was_learned_from_rewards_is_told_by_what_is_solved(tmp_path):
+    with Log(tmp_path) as log:
+        log.append(0, solved=0.1)
+        for step, solved in ((1, 0.5), (2, 0.4)):
+            log.append(step, loss=-0.1, reward=solved / 2, ratio_error=1e-6 * step)
+            log.append(step, solved=solved)
+    lines = [line.split() for line in compare_runs([read_run(tmp_path)]).splitlines()]
+    assert ["…", "at", "step", "1"] in lines
+    assert ["solved", "exactly,", "first", "10.0%"] in lines
+    assert ["solved", "exactly", "there", "50.0%"] in lines
+    assert ["reward,", "last", "20", "steps", "0.2250"] in lines
+    assert ["ratio", "off", "by,", "at", "most", "2e-06"] in lines
+    assert not any("loss," in line for line in lines)  # a reward's loss says nothing
+
+
 def test_what_nobody_measured_has_no_row(table):
     assert "solved" not in table
 

@@ -167,6 +167,13 @@ def test_a_file_may_be_called_like_a_weight(tmp_path):
     assert named_sources(str(tmp_path / "a:2")) == [(str(tmp_path / "a:2"), None)]
 
 
+@pytest.mark.parametrize("weight", ["x", "-1", "nan", ""])
+def test_what_is_no_weight_of_a_source_that_is_there_is_told(tmp_path, weight):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(MinigptError, match=f"the weight of .*a is '{weight}', needed a number"):
+        named_sources(f"{tmp_path / 'a'}:{weight}")
+
+
 @pytest.mark.parametrize("data", ["", "\n", "a:0\nb:0"])
 def test_nothing_to_learn_from_is_refused(data):
     with pytest.raises(MinigptError, match="needed a text file, folder or JSONL file"):
