@@ -204,10 +204,21 @@ def _unlike(held: Origin, new: Origin) -> str:
     if held.numerics != new.numerics:
         return f"with {held.numerics} numerics and the model has {new.numerics} ones now"
     before, now = held.place._asdict(), new.place._asdict()
-    if not {held.place, new.place} & tied_to_threads():
+    if not _tied(new.weights.model, held.place, new.place):
         del before["threads"]
     return ", ".join(
         f"with {name} {before[name]} and now there is {now[name]}"
         for name in before
         if before[name] != now[name]
     )
+
+
+def _tied(model: nn.Module | None, *places: Place) -> bool:
+    """Has the model a weight or heads whose bits here are those of one number of threads only?"""
+    tied = tied_to_threads()
+    sizes = set().union(*(tied.get(place, ()) for place in places))
+    if not sizes or model is None:
+        return bool(sizes)
+    config: GPTConfig = model.config  # type: ignore[assignment]
+    here = {frozenset(weight.shape) for weight in weights_in(model) if weight.ndim == 2}
+    return bool(sizes & {*here, frozenset((config.head_dim,))})

@@ -78,7 +78,8 @@ def kept(name: str, kind: Kind) -> Callable[[Callable[[Any], Found]], _lru_cache
                 found = probe(shape)
                 file.add(key, found)
             if not getattr(found, "any_threads", True):
-                tied_to_threads().add(shape.place)
+                about: Any = shape  # such shapes have sizes to be known by
+                tied_to_threads().setdefault(shape.place, set()).add(about.sizes)
             return found
 
         return look_up

@@ -86,6 +86,11 @@ class LinearShape(NamedTuple):
     has_bias: bool
     place: Place
 
+    @property
+    def sizes(self) -> frozenset[int]:
+        """By which a model that has such a weight is known, however the weight lies."""
+        return frozenset((self.n_in, self.n_out))
+
 
 class LinearCalls(NamedTuple):
     """How to compute a product exactly."""
@@ -110,6 +115,11 @@ class AttentionShape(NamedTuple):
     keys: int
     head_dim: int
     place: Place
+
+    @property
+    def sizes(self) -> frozenset[int]:
+        """By which a model with such heads is known."""
+        return frozenset((self.head_dim,))
 
 
 class RowwiseShape(NamedTuple):

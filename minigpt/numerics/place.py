@@ -60,9 +60,10 @@ def _settled(place: Place) -> Iterator[Place]:
 
 
 @cache
-def tied_to_threads() -> set[Place]:
-    """Places some of whose bits were found to be those of their number of threads only."""
-    return set()
+def tied_to_threads() -> dict[Place, set[frozenset[int]]]:
+    """For each place the sizes of weights and heads whose bits were found to be those of its
+    number of threads only."""
+    return {}
 
 
 @lru_cache(maxsize=4096)

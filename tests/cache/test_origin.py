@@ -13,6 +13,7 @@ from minigpt.cache import origin as module
 from minigpt.cache.kinds import KINDS
 from minigpt.cache.origin import DROPOUT, FOREIGN, fingerprint, revision
 from minigpt.checkpoint.pretrained import quantize
+from minigpt.numerics.place import tied_to_threads
 
 
 class TestTheFingerprint:
@@ -302,6 +303,22 @@ class TestThePlace:
         threads(torch.get_num_threads() + 1)
         want = exact(torch.cat([text(1, 20), text(1, 5, 1)], 1))[:, 20:]
         assert torch.equal(exact(text(1, 5, 1), cache=cache), want)
+
+    @pytest.mark.parametrize("sizes", [(48, 192), (16,), (5, 7)])
+    def test_is_tied_to_threads_by_a_weight_or_heads_of_its_own(
+        self, exact, text, threads, monkeypatch, sizes
+    ):
+        shapes = [frozenset(weight.shape) for weight in exact.parameters()]
+        its_own = frozenset(sizes) in (*shapes, frozenset((exact.config.head_dim,)))
+        assert its_own == (sizes != (5, 7))
+        cache = filled(exact, text)
+        monkeypatch.setitem(tied_to_threads(), cache.origin.place, {frozenset(sizes)})
+        threads(torch.get_num_threads() + 1)
+        if its_own:
+            with pytest.raises(MinigptError, match="with threads"):
+                exact(text(1, 5, 1), cache=cache)
+        else:
+            exact(text(1, 5, 1), cache=cache)
 
     def test_is_saved(self, exact, text, tmp_path):
         save_cache(filled(exact, text), tmp_path / "cache")

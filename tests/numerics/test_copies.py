@@ -15,7 +15,7 @@ from minigpt.numerics.base import plain_linear
 from minigpt.numerics.changes import totals
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, recheck
 from minigpt.numerics.fast import FastOps
-from minigpt.numerics.place import Place
+from minigpt.numerics.place import Place, tied_to_threads
 
 LARGE = (1040, 512)  # enough numbers to be copied
 
@@ -171,6 +171,7 @@ class TestFewerThreadsThanAskedFor:
     def forget(self):
         certificates.certified_calls.cache_clear()
         certificates.packed_works.cache_clear()
+        tied_to_threads().clear()
 
     @pytest.mark.parametrize("numerics", ["fast", "exact"])
     def test_is_not_trusted(self, half_done, make_model, text, numerics):
