@@ -93,6 +93,14 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture
+def gradients_as_before() -> Iterator[None]:
+    """What a lesson's cells say of gradients ends with the test."""
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)
+
+
+@pytest.fixture
 def logits_seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Every row of logits from which a token was chosen."""
     seen: list[torch.Tensor] = []

@@ -163,9 +163,8 @@ class KVCache(ABC):
                 self._reserve(count)
                 yield
                 if held is not None and origin is not None and held.place is not origin.place:
-                    after = self.check_model(
-                        spec, origin
-                    )  # the pass has found out what place it is
+                    # The pass has found out what place it is.
+                    after = self.check_model(spec, origin)
                 self._commit(count)
             except BaseException:  # KeyboardInterrupt too
                 self._forget(self._lengths, end)

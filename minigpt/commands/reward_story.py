@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.commands.run_story import what_next
+from minigpt.commands.run_story import tell_next, tell_saved
 from minigpt.model import GPT
 from minigpt.support.errors import MinigptError
 from minigpt.training.recipes import TrainConfig
@@ -33,7 +33,7 @@ def learn_from_rewards(
 ) -> int:
     """Train a model by what its own answers to a task's problems are worth."""
     from minigpt.training.answers import Questions
-    from minigpt.training.curves import PICTURES, Artist, draw, read
+    from minigpt.training.curves import Artist, draw, read
     from minigpt.training.display import Bar
     from minigpt.training.policy import PolicyRun, improve
     from minigpt.training.tasks import TASKS
@@ -71,9 +71,6 @@ def learn_from_rewards(
     agree = "equal to the bit in every batch" if off == 0 else f"ratio off by up to {off:.2g}"
     print(f"sampler, trainer   {agree} ({config.numerics} numerics)")
     print(f"training           {state.seconds:,.0f} s")
-    pictures = [name for name in PICTURES if (directory / name).is_file()]
-    print(f"saved {directory}" + (f", with {' and '.join(pictures)}" if pictures else ""))
-    print("\nnext")
-    for command in what_next(directory, questions.unseen[0][0], config.steps):
-        print(f"  {command}")
+    tell_saved(directory)
+    tell_next(directory, questions.unseen[0][0], config.steps)
     return 0

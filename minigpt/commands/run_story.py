@@ -80,17 +80,27 @@ def tell_results(
     processes: int,
 ) -> None:
     """What the run came to, what it has learned to write, and what may be done with it."""
-    from minigpt.training.curves import PICTURES
     from minigpt.training.sources import Problems
     from minigpt.training.summary import summarise
 
     accuracy = source.task.accuracy if isinstance(source, Problems) else None
     print(summarise(directory, source, config, state, device, accuracy, processes))
+    tell_saved(directory)
+    tell_next(directory, tell_samples(directory, source, config, device), config.steps)
+
+
+def tell_saved(directory: Path) -> None:
+    """Where the run lies, and its pictures if there are any."""
+    from minigpt.training.curves import PICTURES
+
     pictures = [name for name in PICTURES if (directory / name).is_file()]
     print(f"saved {directory}" + (f", with {' and '.join(pictures)}" if pictures else ""))
-    prompt = tell_samples(directory, source, config, device)
+
+
+def tell_next(directory: Path, prompt: str, steps: int) -> None:
+    """The commands to go on with."""
     print("\nnext")
-    for command in what_next(directory, prompt, config.steps):
+    for command in what_next(directory, prompt, steps):
         print(f"  {command}")
 
 

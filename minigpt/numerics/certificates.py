@@ -239,10 +239,8 @@ class _LinearProbe:
             self.weight = weight.T.repeat(times, 1)[: shape.n_out].T
         else:
             self.weight = repeated(weight, shape.n_out)
-        self.bias, weight = (
-            bias,
-            self.weight,
-        )  # calls must not hold the probe, nor it stay in a cycle
+        self.bias = bias
+        weight = self.weight  # calls must not hold the probe, nor it stay in a cycle
         packed = pack(weight) if shape.place.device.type == "cpu" else None
         self.calls: dict[str, Callable[[Tensor], Tensor]] = {}
         if packed is not None:

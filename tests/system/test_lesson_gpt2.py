@@ -18,6 +18,8 @@ from minigpt.checkpoint import weights
 from minigpt.study import lessons
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.usefixtures("gradients_as_before")
+
 NEEDED = {  # the cells that the last one builds on
     "06-load-gpt2": ["imports", "header", "mistakes", "load-model", "damage", "against-itself",
                      "texts", "real-gpt2"],
@@ -37,14 +39,6 @@ def in_its_place(tmp_path, monkeypatch) -> Path:
     safetensors.torch.save_file(renamed, place / weights.WEIGHTS)
     monkeypatch.chdir(tmp_path)
     return place
-
-
-@pytest.fixture(autouse=True)
-def no_lasting_settings():
-    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(gradients)
 
 
 def run(lesson: str) -> None:

@@ -21,6 +21,7 @@ import torch
 from tests.helpers import ROOT
 from tests.system.lesson_mistakes import ALSO_RIGHT, MISTAKES, STAND_INS
 
+pytestmark = pytest.mark.usefixtures("gradients_as_before")
 NOTEBOOKS = ROOT / "notebooks"
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 EXERCISES = [(lesson, exercise) for lesson in MISTAKES for exercise in MISTAKES[lesson]]
@@ -38,14 +39,6 @@ OTHER = [
     for exercise, these in answers.items()
     for n, answer in enumerate(these)
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_lasting_settings():
-    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(gradients)
 
 
 @cache
