@@ -40,7 +40,7 @@ demo: .venv/.has-core ## write a story with the bundled model, then check its ca
 		--max-new-tokens 160 --temperature 0.8 --seed $(SEED)
 	$(BIN)/minigpt verify --model $(MODEL)
 
-test: .venv/.has-test ## run the tests of every room: two or three minutes
+test: .venv/.has-test ## run the tests of every room: three or four minutes
 	$(PYTEST) --ignore=tests/system $(ARGS)
 
 test-all: .venv/.has-test ## run all tests: also kills, damaged files, threads, a browser, these pages
