@@ -48,7 +48,7 @@ def visible(starts: Sequence[int], T: int, S: int, device: torch.device) -> Tens
     return torch.arange(S, device=device) <= positions[:, None, :, None]
 
 
-KEY_BLOCK = 128  # exact attention meets keys in whole blocks of this many positions
+KEY_BLOCK = 64  # exact attention meets keys in whole blocks of this many positions
 
 
 def whole_blocks(positions: int) -> int:
@@ -64,7 +64,7 @@ class DeviceStarts(tuple[int, ...]):
     captured once and replayed therefore serves every position of a block.
 
     Args:
-        blocks: of keys, that each row's start lies in: 1 for positions 0 to 127.
+        blocks: of keys, that each row's start lies in: 1 for positions 0 to 63.
         positions: (B,), on the device.
     """
 

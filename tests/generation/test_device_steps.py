@@ -41,7 +41,7 @@ def prefilled(model: GPT, rows: int, lengths: list[int]) -> KVCache:
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "lengths", [[3], [127], [128], [200, 200], [1, 60, 126], [5, 127, 128, 255]], ids=str
+    "lengths", [[3], [63], [64], [128], [200, 200], [1, 60, 126], [5, 127, 128, 255]], ids=str
 )
 def test_a_step_has_the_bits_of_a_call_and_leaves_the_same_cache(lengths, dtype, heads):
     model = model_of(dtype, n_kv_head=heads)

@@ -470,7 +470,7 @@ def test_log_probabilities_and_times_come_along(exact, prompts):
         ({"chunk": 0}, "chunk is 0, needed"),
         ({"memory": 5}, "memory is 5, needed a whole number of at least"),
         ({"memory": 2**60}, "the engine was to keep .* are free: give a smaller memory"),
-        ({"page": 3}, "page is 3, needed a divisor of 128"),
+        ({"page": 3}, "page is 3, needed a divisor or a multiple of 64"),
     ],
 )
 def test_sizes_out_of_range_are_refused(exact, arguments, sentence):
