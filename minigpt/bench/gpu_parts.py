@@ -133,7 +133,7 @@ def _steps_against_calls(findings: Findings, place: Place, model: GPT, name: str
             check = Check(f"{rows} rows")
             cache = ways.after(length).expand(rows)
             cache.truncate(starts)
-            steps = DeviceSteps(model, cache)  # type: ignore[arg-type]
+            steps = DeviceSteps(model, cache)
             for n in range(min(16, length - max(starts))):
                 fed = [int(ways.tokens[0, start + n]) for start in starts]
                 # `left` is taken to be large: so a step is recorded at once, and then replayed
@@ -186,7 +186,7 @@ class _Decoder:
         self.cache = model.new_cache(len(tokens), room)
         with torch.inference_mode():
             model.next_logits(tokens, cache=self.cache)
-        self.steps = DeviceSteps(model, self.cache)  # type: ignore[arg-type]
+        self.steps = DeviceSteps(model, self.cache)
 
     def ahead(self, at_once: int = AHEAD) -> Callable[[], Callable[[], object]]:
         """By recorded steps, looking at so many tokens at once."""
@@ -277,7 +277,7 @@ def _kernels(findings: Findings, place: Place, model: GPT, numerics: str) -> Non
     cache = model.new_cache()
     with torch.inference_mode():
         model.next_logits(random_tokens(model, random.Random(0), 1, 20), cache=cache)
-        steps = DeviceSteps(model, cache)  # type: ignore[arg-type]
+        steps = DeviceSteps(model, cache)
         for _ in range(3):
             steps.logits([1])
         kinds = [ProfilerActivity.CUDA] if place.cuda else [ProfilerActivity.CPU]
