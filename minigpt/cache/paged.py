@@ -278,6 +278,8 @@ class PagedCache(KVCache):
             for table, (cache, row) in zip(self.tables, sources, strict=True):
                 assert isinstance(cache, PagedCache)
                 pages = cache.tables[row]
+                if cache is self:
+                    continue
                 if cache.pool is self.pool:
                     self.pool.share(pages)
                     table += pages
