@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from itertools import count as counting
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -86,8 +88,7 @@ class DeviceSteps:
         most = max(rows, whole_blocks(cache.capacity), 2 * cache.spec.n_kv_head)
         self.numbers = torch.arange(most, device=device)
         self.noise: Tensor | None = None  # (B, V), where a recorded step reads it
-        self._aside: Any = None  # a stream to record on, and the memory that recordings share
-        self._pool: Any = None
+        self._pool: Any = None  # the memory that its recordings share
         self._recorded: dict[tuple[object, ...], tuple[Any, Tensor]] = {}
         self._stamp: object = None
 
@@ -211,9 +212,10 @@ class DeviceSteps:
         """Capture a step. It is run once before, for what only a first call does: certificates,
         and what libraries allocate. Running it twice writes the same keys to the same places."""
         before = [tensor.clone() for tensor in self.state]
-        if self._aside is None:
-            self._aside, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        graph, aside = torch.cuda.CUDAGraph(), self._aside
+        if not self._recorded:  # memory that no recording holds any more is gone
+            self._pool = torch.cuda.graph_pool_handle()
+            give_back_memory()
+        graph, aside = torch.cuda.CUDAGraph(), stream_for(self.model.device)
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             run()
@@ -228,6 +230,22 @@ class DeviceSteps:
         for tensor, value in zip(self.state, before, strict=True):
             tensor.copy_(value)
         return graph, logits
+
+
+@lru_cache
+def stream_for(device: torch.device) -> torch.cuda.Stream:
+    """One stream to record on: for each that it multiplies on, cuBLAS keeps 32 MB for good."""
+    return torch.cuda.Stream(device)
+
+
+_objects = counting(1)  # that have recorded something
+
+
+def give_back_memory() -> None:
+    """Of recordings that are gone, now and then: torch keeps it until there is none left, and no
+    other recording may have it."""
+    if next(_objects) % 64 == 0:
+        torch.cuda.empty_cache()
 
 
 _STEPS: WeakKeyDictionary[KVCache | PagePool, dict[tuple[int, int], DeviceSteps]]

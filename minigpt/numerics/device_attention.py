@@ -68,12 +68,16 @@ class DeviceStarts(tuple[int, ...]):
 
 
 def quickly(q: Tensor, k: Tensor, v: Tensor, starts: DeviceStarts, scale: float) -> Tensor:
-    """Attention of one query a row, (B, H, 1, D), in two products that no position is baked into.
+    """Attention of one query a row, (B, H, 1, D), that no position is baked into.
 
-    The fused kernel gives a single query's head to one multiprocessor of many.
+    In two products where heads share keys, for which the fused kernel has no mask on a GPU. (Apart
+    they take 9 us for 64 keys and 12 for 512 on an H100, fused 4 and 7.)
     """
     (B, H, _, D), G, S = q.shape, k.shape[1], max(starts) + 1
-    k, v = k[:, :, :S].flatten(0, 1), v[:, :, :S].flatten(0, 1)  # (N, S, D), with N = B·G
+    k, v = k[:, :, :S], v[:, :, :S]
+    if H == G:
+        return F.scaled_dot_product_attention(q, k, v, starts.mask[..., : k.shape[2]], scale=scale)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (N, S, D), with N = B·G
     q = q.reshape(B * G, H // G, D)
     # baddbmm scales the scores in the product, where beta = 0 ignores what it is given.
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
