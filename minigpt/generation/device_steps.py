@@ -161,7 +161,8 @@ class DeviceSteps:
         state.tables.copy_(device_tables(self.cache), non_blocking=True)
         stamp = _stamp(origin, self.modules)
         if stamp is not None and isinstance(self.cache, PagedCache):
-            stamp = (stamp, self.cache.pool.data.data_ptr())  # which moves when the pool grows
+            data = self.cache.pool.data  # another when the pool has grown, perhaps where one was
+            stamp = (stamp, data.data_ptr(), data.shape)
         if stamp != self._stamp:
             self._recorded, self._stamp = {}, stamp
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from itertools import pairwise
 from weakref import ref
 
 import pytest
 import torch
+from torch import Tensor
 
 from minigpt import MinigptError, generate, generate_batch, stream
 from minigpt.cache.kvcache import KVCache
@@ -387,3 +389,15 @@ def test_a_cache_and_its_recordings_go_when_nobody_holds_the_cache():
     del cache
     gc.collect()
     assert (gone(), steps()) == (None, None)
+
+
+def test_pages_that_have_moved_to_where_others_were_are_recorded_anew(tapes, monkeypatch):
+    """A pool that grows twice may come to lie where it was at first: its address says little."""
+    model = model_of(torch.float32)
+    prompts = [[1, 2, 3], [4, 5]]
+    alone = [generate(model, ids, 100).tokens for ids in prompts]
+    monkeypatch.setattr("minigpt.generation.batch.steps_for", partial(steps_for, force=True))
+    monkeypatch.setattr(Tensor, "data_ptr", lambda _: 0)
+    texts = generate_batch(model, prompts, 100, kind="paged")
+    assert [text.tokens for text in texts] == alone
+    assert len(tapes) > 4
