@@ -179,7 +179,6 @@ class Run:
             )
 
         self.state.threads = torch.get_num_threads()
-        self.ahead: tuple[int, list[tuple[Tensor, Tensor]]] = -1, []
 
         lora.limit(model, config)
         if saved:
@@ -207,17 +206,12 @@ class Run:
         if saved:
             saved.restore_optimizer(model, self.optimizer, self.scaler)
 
-    def batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and targets, (R, T) each, of this process's part of a step, in pieces."""
-        step, read = self.ahead
-        return read if step == number else [self.source.batch(number, rows) for rows in self.shares]
-
     def step(self, stop: bool = False) -> Step:
         """One update of the weights, from all windows of one step."""
         began, config, state = time.perf_counter(), self.config, self.state
         mixed = np.random.SeedSequence((config.seed, state.step, self.processes.rank))
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))  # of dropout
-        batches = self.batches(state.step)
+        batches = [self.source.batch(state.step, rows) for rows in self.shares]
         counted = sum(int((targets != IGNORED).sum()) for _, targets in batches)
         count, stops = self.processes.sums(counted, stop)  # over the whole batch
         for group in self.optimizer.param_groups:
@@ -237,9 +231,7 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        # Looking at numbers waits for the device, so it comes when all has been asked for, and the
-        # next windows are read meanwhile.
-        self.ahead = state.step + 1, self.batches(state.step + 1)
+        # Looking at numbers waits for the device, so it comes when all has been asked for.
         norm = norm_before.item()
         [total] = self.processes.sums(loss.item())
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
