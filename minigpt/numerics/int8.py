@@ -39,10 +39,12 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("scale", _unit(weight.detach().float(), 0)[0])  # (out,)
+        self.register_buffer("scale", _unit(weight.detach().float(), 0, 1 / LEVELS)[0])  # (out,)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         rounded = (weight.detach() / self.scale).round().to(torch.int8)  # (in, out)
-        self.levels, self.product = _product(rounded, self.scale)
+        levels, self.product = _product(rounded, self.scale)
+        # A tensor, because a Python number would be converted anew at every call.
+        self.share = torch.tensor(1 / levels, dtype=torch.float32, device=weight.device)
         # The integers lie inside the product; a fingerprint of the model reads their sum here.
         seal = torch.frombuffer(bytearray(checksum(rounded)), dtype=torch.uint8)
         self.register_buffer("seal", seal, persistent=False)
@@ -55,7 +57,7 @@ class Int8Linear(nn.Module):
                 "inference in torch.no_grad()"
             )
         rows = x if x.dtype == torch.float32 else x.float()
-        unit = _unit(rows, -1, self.levels)  # (..., 1)
+        unit = _unit(rows, -1, self.share)  # (..., 1)
         y = self.product((rows / unit).round_()).mul_(unit)
         if self.bias is not None:
             y.add_(self.bias)
@@ -65,10 +67,10 @@ class Int8Linear(nn.Module):
         return self  # it never changes
 
 
-def _unit(x: Tensor, dim: int, levels: int = LEVELS) -> Tensor:
-    """What 1 stands for when the largest number along `dim` becomes `levels`; never 0."""
+def _unit(x: Tensor, dim: int, share: Tensor | float) -> Tensor:
+    """What 1 stands for: this share of the largest number along `dim`; never 0."""
     largest = x.abs().amax(dim, keepdim=True)  # `vector_norm` takes up to four times as long
-    return largest.mul_(1 / levels).clamp_min_(torch.finfo(x.dtype).tiny)
+    return largest.mul_(share).clamp_min_(torch.finfo(x.dtype).tiny)
 
 
 def _product(weight: Tensor, scale: Tensor) -> tuple[int, IntegerProduct]:
@@ -94,8 +96,9 @@ def _anywhere(weight: Tensor, scale: Tensor) -> IntegerProduct:
 def _fbgemm(weight: Tensor, scale: Tensor) -> IntegerProduct:
     """By the 8-bit kernels that torch has for x86 CPUs, over a packed copy of the weight.
 
-    They keep rows as unsigned bytes, hence the zero point. Raises RuntimeError or AttributeError
-    where torch lacks them: it means to retire them, and then `_anywhere` is left.
+    They keep rows as unsigned bytes, hence the zero point. They would round them as well, but only
+    after adding it, which rounds twice: rows must come as whole numbers. Raises RuntimeError or
+    AttributeError where torch lacks them: it means to retire them, and then `_anywhere` is left.
     """
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"

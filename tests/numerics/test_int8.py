@@ -72,6 +72,18 @@ def test_zeros_stay_zeros_and_what_is_no_number_stays_visible():
     assert not layer(torch.tensor([[torch.inf] + [1.0] * 7])).isfinite().any()
 
 
+@pytest.mark.parametrize("bias", [None, torch.ones(40)])
+def test_a_call_converts_nothing(bias):
+    """A constant in Python would be made a tensor of the right dtype again and again."""
+    layer, row = Int8Linear(torch.randn(64, 40), bias), torch.randn(1, 1, 64)
+    layer.product = lambda rows: rows[..., :40].contiguous()
+    with torch.autograd.profiler.profile() as seen:
+        layer(row)
+    names = [event.name for event in seen.function_events]
+    assert "aten::amax" in names
+    assert "aten::_to_copy" not in names
+
+
 @pytest.fixture(scope="module")
 def int8_model():
     return minigpt.GPT.from_pretrained("weights/toy", weights="int8")
