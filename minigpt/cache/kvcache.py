@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minigpt.cache.origin import Origin, followed, joined
 from minigpt.numerics.base import RowModule
+from minigpt.numerics.place import weights_seen
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory, zeros
@@ -522,10 +523,9 @@ def opened(
     elif not isinstance(cache, KVCache):
         raise MinigptError(f"cache is {cache!r}, needed one from model.new_cache()")
     else:
-        with (
-            torch.no_grad(),
-            cache.extend(spec, B, T, tokens, Origin.of(model)),
-        ):
+        origin = Origin.of(model)
+        seen = None if origin.weights.hooked else origin.weights
+        with torch.no_grad(), cache.extend(spec, B, T, tokens, origin), weights_seen(seen):
             yield _positions(cache.lengths, T, tokens.device), cache.layers
 
 

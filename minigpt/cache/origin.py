@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.numerics.base import RowModule
-from minigpt.numerics.changes import Glance, Sample, checksum, weights_in
+from minigpt.numerics.changes import Glance, Sample, checksum, weights_and_hooks, weights_in
 from minigpt.numerics.copies import recheck
 from minigpt.numerics.place import Place, tied_to_threads
 from minigpt.support.errors import MinigptError
@@ -32,7 +32,7 @@ class Revision:
     """A model's weights as they are until something changes them: after that there is another."""
 
     def __init__(self, model: nn.Module) -> None:
-        weights = weights_in(model)
+        weights, self.hooked = weights_and_hooks(model)
         self.dtype, self.device = weights[0].dtype, weights[0].device
         self._model = ref(model)
         self._glance = Glance(weights)
@@ -43,8 +43,10 @@ class Revision:
     def model(self) -> nn.Module | None:
         """The model, if it is still there and no change of its weights is seen."""
         model = self._model()
-        there = model is not None and not self._over and self._glance.still_holds(weights_in(model))
-        return model if there else None
+        if model is None or self._over:
+            return None
+        weights, self.hooked = weights_and_hooks(model)
+        return model if self._glance.still_holds(weights) else None
 
     def was_of(self, model: nn.Module | None) -> bool:
         """Is this the very model, whatever became of its weights?"""
@@ -146,7 +148,7 @@ class Origin:
         random = model.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop)
         numerics = DROPOUT if random else model.ops.name
         weights = revision(model)
-        return cls(weights, numerics, Place.here(weights.dtype, weights.device))
+        return cls(weights, numerics, Place.now(weights.dtype, weights.device))
 
 
 def followed(held: Origin | None, new: Origin | None) -> Origin | None:

@@ -62,18 +62,21 @@ def attention_mix(weights: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights.expand(2, -1, -1), v.expand(2, -1, -1))[:1]
 
 
-ATTENTION = {"fused": fused_attention, "plain": plain_attention}
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+ATTENTION: dict[str, AttentionKernel] = {"fused": fused_attention, "plain": plain_attention}
 
 
 def paired_linear(x: Tensor, stack: Tensor, bias: Tensor | None) -> Tensor:
-    """x W + b for one row, (1, 1, in), which is computed twice: (1, in, out) -> (1, 1, out).
+    """x W + b for one row, (..., in), which is computed twice: (1, in, out) -> (..., out).
 
     Two rows go to a kernel for many, and what this costs more than one is little as long as the
     weight is small: then a step is nothing but calls, and this is one.
     """
-    pair = torch.cat((x, x), -2)
+    rows = x if x.ndim == 3 else x.reshape(1, 1, -1)
+    pair = torch.cat((rows, rows), -2)
     y = torch.bmm(pair, stack) if bias is None else torch.baddbmm(bias, pair, stack)
-    return y.narrow(-2, 0, 1)
+    y = y.narrow(-2, 0, 1)
+    return y if x.ndim == 3 else y.view(*x.shape[:-1], -1)
 
 
 # --- certificates -----------------------------------------------------------------------------

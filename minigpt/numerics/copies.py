@@ -12,7 +12,7 @@ where the usual one's is nobody's business; `exact.py` says what that is good fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.numerics.changes import Sample, count_fused_steps, totals
+from minigpt.numerics.place import going_on
 
 COPY_FROM = 2**19  # numbers in a weight; below, it stays in the CPU's caches as it lies
-PANEL = 256  # columns of a table that are read as one stream; 192 to 384 are about as quick
+PANEL = 384  # columns of a table that are read as one stream, at most: more fill the registers
 
 LinearKernel = Callable[[Tensor, Tensor | None], Tensor]  # (..., in), bias (out,) -> (..., out)
 Made = TypeVar("Made")
+NOT_READY = (None,) * 6
 
 
 class Copies:
@@ -43,6 +45,27 @@ class Copies:
         self._sample: Sample | None = None
         self._totals: list[int] = []
         self.bound: Any = None  # what a set of operations keeps here, ready for this weight
+        self._ready: tuple[Any, ...] = NOT_READY
+
+    def ready(self, ops: object, x: Tensor, weight: Tensor) -> LinearKernel | None:
+        """What `ops` made ready for as many rows x of this weight, if the pass that is going on has
+        found weights and place to be what they were then. Looking again takes as long as a small
+        product."""
+        numbers, revision, place, owner, its_weight, product = self._ready
+        if its_weight is not weight or owner is not ops or x.numel() != numbers or x.ndim != 3:
+            return None
+        now = going_on()
+        same = now.revision is revision and now.place is place and x.is_contiguous()
+        return product if same else None
+
+    def make_ready(
+        self, ops: object, x: Tensor, weight: Tensor, product: LinearKernel
+    ) -> LinearKernel:
+        """Keep a product for `ready`. It may hold copies, but not ask for them."""
+        now = going_on()
+        if now.revision is not None and now.place is not None:
+            self._ready = x.numel(), now.revision, now.place, ops, weight, product
+        return product
 
     def get(self, weight: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns, made once for a key as long as the weight is the same."""
@@ -89,6 +112,7 @@ class Copies:
 
     def _forget(self, weight: Tensor) -> None:
         self._made, self._source, self._sample, self._totals = {}, _source(weight), None, []
+        self._ready = NOT_READY
 
     def _copied(self, weight: Tensor, copy: Callable[[Tensor], Made]) -> Made:
         if self._sample is None:
@@ -149,22 +173,25 @@ class Chains(NamedTuple):
 class Bags:
     """The product of one row, over a copy in panels of columns, or over the weight as it lies.
 
-    Each bag is a block of terms in a panel.
+    Each bag is a block of terms in a panel. All bags of a panel stand together: torch gives each
+    thread a run of bags, and blocks may be of two lengths.
     """
 
     def __init__(self, weight: Tensor, chains: Chains) -> None:
         (n_in, n_out), block = weight.shape, chains.block
-        width = _panel(n_out) if weight.numel() >= COPY_FROM else n_out
+        blocks = [torch.arange(start, min(start + block, n_in)) for start in range(0, n_in, block)]
+        width = n_out
+        if weight.numel() >= COPY_FROM:
+            width = panel_width(n_out, [len(terms) for terms in blocks], torch.get_num_threads())
         with torch.inference_mode(False), torch.no_grad():
             panels = weight.detach().split(width, 1)  # (in, width) each
             self.table = torch.cat(panels) if len(panels) > 1 else panels[0]  # (panels · in, width)
-            starts = range(0, n_in, block)
-            terms = [torch.arange(start, min(start + block, n_in)) for start in starts]
-            every = [(part, n_in * panel) for part in terms for panel in range(len(panels))]
-            self.index = torch.cat([part + first for part, first in every])  # rows of the table
-            self.offsets = torch.tensor([0, *(len(part) for part, _ in every)]).cumsum(0)[:-1]
-            self.terms = torch.cat([part for part, _ in every]) if len(panels) > 1 else None
-        self.blocks, self.bias_first = len(terms), chains.bias_first
+            every = [(terms, n_in * panel) for panel in range(len(panels)) for terms in blocks]
+            self.index = torch.cat([terms + first for terms, first in every])  # rows of the table
+            self.offsets = torch.tensor([0, *(len(terms) for terms, _ in every)]).cumsum(0)[:-1]
+            self.terms = torch.cat([terms for terms, _ in every]) if len(panels) > 1 else None
+        self.sums = len(panels), len(blocks), width
+        self.bias_first = chains.bias_first
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) of one row -> (..., out)."""
@@ -173,23 +200,33 @@ class Bags:
         else:
             factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
         # What F.embedding_bag calls, with mode 0, "sum"; its checks take longer than small weights.
-        sums, *_ = torch.embedding_bag(
-            self.table, self.index, self.offsets, False, 0, False, factors
-        )
-        shape = *x.shape[:-1], -1
-        if self.blocks == 1:
-            y = sums.view(shape)
-        elif self.bias_first and bias is not None:
-            first, *rest = sums.view(self.blocks, *shape).unbind()
-            return reduce(torch.add, rest, first + bias)
-        else:
-            parts = sums.view(self.blocks, *shape)
-            # Torch's own sum adds up to three in turn, more of them in an order of its own.
-            y = parts.sum(0) if self.blocks <= 3 else reduce(torch.add, parts.unbind())
+        y, *_ = torch.embedding_bag(self.table, self.index, self.offsets, False, 0, False, factors)
+        blocks = self.sums[1]
+        if blocks > 1:
+            sums = y.view(self.sums)
+            if self.bias_first and bias is not None:
+                first, *rest = sums.unbind(1)  # (panels, width) each
+                y, bias = reduce(torch.add, rest, first + bias.view(first.shape)), None
+            else:
+                # Torch's own sum adds up to three in turn, more of them in an order of its own.
+                y = sums.sum(1) if blocks <= 3 else reduce(torch.add, sums.unbind(1))
+        y = y.view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
 
 
-def _panel(columns: int) -> int:
-    """The width, of those that cut so many columns evenly, nearest to `PANEL`."""
-    even = [width for width in range(16, 2 * PANEL, 16) if columns % width == 0]
-    return min(even, key=lambda width: abs(width - PANEL), default=columns)
+def panel_width(columns: int, blocks: Sequence[int], threads: int) -> int:
+    """The widest that cuts so many columns evenly and gives every thread about as much to do.
+
+    Args:
+        blocks: the terms in each block.
+    """
+
+    def longest(width: int) -> float:
+        """The busiest thread's share, where 1 is a fair one."""
+        bags = list(blocks) * (columns // width)
+        run = -(-len(bags) // threads)
+        shares = [sum(bags[first : first + run]) for first in range(0, len(bags), run)]
+        return round(max(shares) * threads / sum(bags), 1)
+
+    even = [width for width in range(16, PANEL + 1, 16) if columns % width == 0]
+    return min(even, key=lambda width: (longest(width), -width), default=columns)

@@ -43,7 +43,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +55,6 @@ from minigpt.numerics.base import (
     RowOps,
     finite,
     finite_positions,
-    plain_linear,
     records_gradients,
     whole_blocks,
 )
@@ -64,16 +62,15 @@ from minigpt.numerics.calls import in_calls, padded, plan
 from minigpt.numerics.certificates import (
     ATTENTION,
     AttentionCalls,
+    AttentionKernel,
     AttentionShape,
-    LinearShape,
     RowwiseShape,
     attention_calls,
-    certified_calls,
-    paired_linear,
     rowwise_sizes,
 )
 from minigpt.numerics.copies import Copies
-from minigpt.numerics.place import Place, flushes_denormals
+from minigpt.numerics.exact_product import ExactProduct, WithLinearGradient
+from minigpt.numerics.place import Place, flushes_denormals, noted
 from minigpt.support.errors import MinigptError
 
 UNSHARED = 2**15  # numbers: an elementwise call of more, be it one row, is cut between threads
@@ -85,14 +82,19 @@ class ExactOps(RowOps):
     name = "exact"
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
+        if (ready := copies.ready(self, x, weight)) is not None:
+            return ready(x, bias)
         place = Place.of(x)
         product: ExactProduct | None = copies.bound
         if product is None or not product.fits(place, weight, bias):
             product = copies.bound = ExactProduct(place, weight, bias)
         if records_gradients(x, weight):
             rows = x.reshape(-1, x.shape[-1])
-            y: Tensor = _WithLinearGradient.apply(rows, weight, bias, product, copies)  # type: ignore[no-untyped-call]
+            y: Tensor = WithLinearGradient.apply(rows, weight, bias, product, copies)  # type: ignore[no-untyped-call]
             return y.view(*x.shape[:-1], -1)
+        at_once = product.at_once(x.numel() // x.shape[-1], weight, copies)
+        if at_once is not None and x.is_contiguous():
+            return copies.make_ready(self, x, weight, at_once)(x, bias)
         return product(x, weight, bias, copies)
 
     def attention(
@@ -179,45 +181,6 @@ class ExactOps(RowOps):
             )
 
 
-class ExactProduct:
-    """x W + b for weights of one shape, in one place: certificates looked up, kernels chosen."""
-
-    def __init__(self, place: Place, weight: Tensor, bias: Tensor | None) -> None:
-        self.place, self.lies = place, (weight.shape, weight.stride(), bias is None)
-        (n_in, n_out), by_column = weight.shape, weight.stride(0) == 1
-        calls = certified_calls(LinearShape(n_in, n_out, by_column, bias is not None, place))
-        self.reference, self.kernel = calls.reference, calls.kernel
-        self.sizes, self.chains, self.in_pairs = calls.sizes, calls.chains, calls.in_pairs
-
-    def fits(self, place: Place, weight: Tensor, bias: Tensor | None) -> bool:
-        return self.place is place and self.lies == (weight.shape, weight.stride(), bias is None)
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
-        """(..., in) -> (..., out)."""
-        width = x.shape[-1]
-        count = x.numel() // width
-        if count == 1:
-            if self.in_pairs:
-                rows = x if x.ndim == 3 else x.reshape(1, 1, width)
-                y = paired_linear(rows, copies.stacked(weight), bias)
-                return y if x.ndim == 3 else y.view(*x.shape[:-1], -1)
-            if self.chains is not None:
-                return copies.bags(weight, self.chains)(x, bias)
-
-        def call(rows: Tensor) -> Tensor:
-            if self.kernel.get(rows.numel() // width, self.reference) == "packed":
-                kernel = copies.packed(weight)
-                assert kernel is not None  # there was one for a weight of this shape and place
-                return kernel(rows, bias)
-            return plain_linear(rows, weight, bias)
-
-        x = x if x.is_contiguous() else x.contiguous()  # kernels may choose by strides as well
-        if self.kernel.get(count) == "packed":
-            return call(x)  # which takes any number of dimensions
-        rows = x if x.ndim == 2 else x.view(count, width)
-        return in_calls(rows, call, self.sizes).view(*x.shape[:-1], -1)
-
-
 def _rowwise(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     width = x.shape[-1]
     x = x if x.is_contiguous() else x.contiguous()  # another layout would go through other code
@@ -234,11 +197,26 @@ def _attend_to_all(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) ->
         k, v = (F.pad(x, (0, 0, 0, S - x.shape[2])) for x in (k, v))
     elif k.shape[2] > S:
         k, v = k.narrow(2, 0, S), v.narrow(2, 0, S)
-    calls = attention_calls(AttentionShape(1, G, H // G, S, D, Place.of(q)))
+    # All layers of a step ask the same.
+    attend, size, mask = noted(
+        (start, H, G, D, q.dtype),
+        lambda: _one_query(start, AttentionShape(1, G, H // G, S, D, Place.of(q))),
+    )
+    if size == 1:
+        return attend(q, k, v, mask, scale)
+    return attend(q.expand(-1, -1, size, -1).contiguous(), k, v, mask, scale).narrow(2, 0, 1)
+
+
+def _one_query(start: int, shape: AttentionShape) -> tuple[AttentionKernel, int, Tensor]:
+    """The kernel, the queries per head that it is given, and their mask."""
+    calls, place = attention_calls(shape), shape.place
     ((_, size),) = plan(1, calls.sizes)
-    mask = _mask((start + KEY_BLOCK - S,), size, S, q.dtype, q.device)
-    y = ATTENTION[calls.kernel](padded(q, size, 2), k, v, mask, scale)
-    return y if size == 1 else y.narrow(2, 0, 1)
+    offset = start + KEY_BLOCK - shape.keys
+    return (
+        ATTENTION[calls.kernel],
+        size,
+        _mask((offset,), size, shape.keys, place.dtype, place.device),
+    )
 
 
 def _attend_in_block(
@@ -272,35 +250,6 @@ def _attend_in_block(
         done.append(y if take == size else y.narrow(2, 0, take))
         offset += take
     return done[0] if len(done) == 1 else torch.cat(done, 2)
-
-
-class _WithLinearGradient(torch.autograd.Function):
-    """The exact product going forward, the usual gradients going back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        product: ExactProduct,
-        copies: Copies,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return product(x, weight, bias, copies)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        by_x, by_weight, by_bias, *_ = ctx.needs_input_grad
-        return (
-            grad @ weight.T if by_x else None,
-            x.T @ grad if by_weight else None,
-            grad.sum(0) if by_bias and ctx.has_bias else None,
-            None,
-            None,
-        )
 
 
 def _compiling() -> bool:

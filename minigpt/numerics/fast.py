@@ -19,7 +19,7 @@ from minigpt.numerics.base import (
     visible,
 )
 from minigpt.numerics.certificates import PackedShape, packed_works
-from minigpt.numerics.copies import COPY_FROM, Copies
+from minigpt.numerics.copies import COPY_FROM, Copies, LinearKernel
 from minigpt.numerics.place import Place
 
 
@@ -29,18 +29,31 @@ class FastOps(RowOps):
     name = "fast"
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if not records_gradients(x, weight) and not torch.compiler.is_compiling():
-            # One row of float32 only reads the weight, which the plain product does quicker.
-            many = rows > 1 or x.dtype != torch.float32
-            if many and weight.numel() >= COPY_FROM:
-                kernel, (n_in, n_out) = copies.packed(weight), weight.shape
-                if kernel is not None and packed_works(PackedShape(n_in, n_out, Place.of(x))):
-                    return kernel(x, bias)
-            elif x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
-                # A flat product would need views of rows, before and after.
-                return torch.baddbmm(bias, x, copies.stacked(weight))
-        return plain_linear(x, weight, bias)
+        if torch.compiler.is_compiling():
+            return plain_linear(x, weight, bias)
+        product = copies.ready(self, x, weight)
+        if product is None and not records_gradients(x, weight):
+            product = self._product(x, weight, bias, copies)
+            if product is not None:
+                copies.make_ready(self, x, weight, product)
+        return plain_linear(x, weight, bias) if product is None else product(x, bias)
+
+    @staticmethod
+    def _product(
+        x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies
+    ) -> LinearKernel | None:
+        """The quickest for so many rows; None: the plain one."""
+        # One row of float32 only reads the weight, which the plain product does quicker.
+        many = x.numel() > x.shape[-1] or x.dtype != torch.float32
+        if many and weight.numel() >= COPY_FROM:
+            kernel, (n_in, n_out) = copies.packed(weight), weight.shape
+            works = kernel is not None and packed_works(PackedShape(n_in, n_out, Place.of(x)))
+            return kernel if works else None
+        if x.is_cpu and x.ndim == 3 and len(x) == 1 and bias is not None:
+            # A flat product would need views of rows, before and after.
+            stack = copies.stacked(weight)
+            return lambda x, bias: torch.baddbmm(bias, x, stack)  # type: ignore[arg-type]
+        return None
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float

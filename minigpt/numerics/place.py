@@ -7,13 +7,15 @@ pass through a model finds out once where it is, and its layers compare one obje
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Found = TypeVar("Found")
 
 
 class Place(NamedTuple):
@@ -32,10 +34,15 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> Place:
         """That of a computation on x: of the pass that is going on, or found out now."""
-        place = _going_on().place
-        if place is not None and place.dtype is x.dtype and place.device == x.device:
+        return cls.now(x.dtype, x.device)
+
+    @classmethod
+    def now(cls, dtype: torch.dtype, device: torch.device) -> Place:
+        """The same, without a tensor."""
+        place = going_on().place
+        if place is not None and place.dtype is dtype and place.device == device:
             return place
-        return cls.here(x.dtype, x.device)
+        return cls.here(dtype, device)
 
     @classmethod
     def here(cls, dtype: torch.dtype, device: torch.device) -> Place:
@@ -51,12 +58,25 @@ def one_place(dtype: torch.dtype, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def _settled(place: Place) -> Iterator[Place]:
-    held = _going_on()
-    before, held.place = held.place, place
+    held = going_on()
+    before = held.place, held.notes
+    held.place, held.notes = place, {}
     try:
         yield place
     finally:
-        held.place = before
+        held.place, held.notes = before
+
+
+@contextmanager
+def weights_seen(revision: object) -> Iterator[None]:
+    """Inside the block this thread's pass goes through one model, whose weights were looked at and
+    belong to this revision: nobody looks again. (None: somebody may change them on the way.)"""
+    held = going_on()
+    before, held.revision = held.revision, revision
+    try:
+        yield
+    finally:
+        held.revision = before
 
 
 @cache
@@ -71,13 +91,29 @@ def _one(place: Place) -> Place:
     return place  # of equal ones, the first that came
 
 
-class _GoingOn(threading.local):
+class GoingOn(threading.local):
+    """What this thread's pass has found out; None: no pass, or it has not."""
+
     place: Place | None = None
+    revision: object = None  # of the weights
+    notes: dict[Hashable, Any] | None = None  # of what every layer would find out again
+
+
+def noted(key: Hashable, find: Callable[[], Found]) -> Found:
+    """What `find` returns, called once for a key in the pass that is going on."""
+    notes = going_on().notes
+    if notes is None:
+        return find()
+    if key not in notes:
+        notes[key] = find()
+    found: Found = notes[key]
+    return found
 
 
 @cache
-def _going_on() -> _GoingOn:
-    return _GoingOn()
+def going_on() -> GoingOn:
+    """This thread's pass."""
+    return GoingOn()
 
 
 def _precision() -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigpt.numerics import certificates, exact
+from minigpt.numerics import certificates, exact_product
 from minigpt.numerics.base import ACTIVATION, plain_linear
 from minigpt.numerics.certificates import AttentionShape, LinearShape, RowwiseShape
 from minigpt.numerics.copies import Bags, Chains
@@ -210,7 +210,7 @@ class TestACertificate:
     def test_for_other_numbers_of_threads_and_a_cache_is_not_continued_there(
         self, monkeypatch, make_model, text, threads, counts
     ):
-        for module in (certificates, exact):
+        for module in (certificates, exact_product):
             monkeypatch.setattr(module, "plain_linear", self.by_threads)
         model, tokens = make_model(numerics="exact"), text(1, 30)
         threads(counts[0])
@@ -231,7 +231,7 @@ class TestACertificate:
             few = x.shape[0] in (1, 2, 4, 32)
             return self.split_sum(x, weight, bias) if few else plain_linear(x, weight, bias)
 
-        for module in (certificates, exact):
+        for module in (certificates, exact_product):
             monkeypatch.setattr(module, "plain_linear", plain)
         model, tokens = make_model(numerics="exact"), text(1, 50)
         cache = model.new_cache()

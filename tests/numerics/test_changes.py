@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from minigpt.numerics.changes import PAGE, Glance, checksum, weights_in
+from minigpt.numerics.changes import PAGE, Glance, Sample, checksum, weights_in
 
 
 def test_the_weights_of_a_model_are_its_parameters_and_buffers(model):
@@ -121,3 +121,42 @@ class TestTheChecksum:
 
     def test_of_nothing(self):
         assert checksum(torch.empty(2, 0)) != checksum(torch.ones(1))
+
+
+SHAPES = [(768, 2304), (768, 768), (3072, 768), (1031, 48), (96, 96), (5, 300), (3, 7), (1, 1)]
+
+
+class TestASample:
+    """A few dozen numbers of a weight, looked at before every pass."""
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("lies", ["by rows", "by columns", "within a larger one"])
+    def test_shows_a_change_of_all_of_it_made_behind_torchs_back(self, shape, lies):
+        rows, columns = shape
+        weight = torch.randn(rows, columns)
+        if lies == "by columns":
+            weight = torch.randn(columns, rows).T
+        if lies == "within a larger one":
+            weight = torch.randn(rows + 2, columns + 2)[1:-1, 1:-1]
+        sample = Sample(weight)
+        assert sample.still_holds()
+        weight.data.mul_(-1)
+        assert not sample.still_holds()
+        weight.data.mul_(-1)
+        assert sample.still_holds()
+
+    @pytest.mark.parametrize("by_column", [False, True])
+    @pytest.mark.parametrize("head", range(12))
+    def test_shows_a_change_of_one_head(self, head, by_column):
+        own = slice(64 * head, 64 * head + 64)
+        for shape, part in {(768, 2304): (slice(None), own), (768, 768): (own,)}.items():
+            weight = torch.randn(*shape[::-1]).T if by_column else torch.randn(shape)
+            sample = Sample(weight)
+            weight.data[part] = 0
+            assert not sample.still_holds()
+
+    def test_of_half_precision_too(self):
+        weight = torch.randn(40, 30, dtype=torch.bfloat16)
+        sample = Sample(weight)
+        weight.data.add_(1)
+        assert not sample.still_holds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates
 from minigpt.numerics.base import plain_linear
 from minigpt.numerics.changes import totals
-from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, recheck
+from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, panel_width, recheck
 from minigpt.numerics.fast import FastOps
 from minigpt.numerics.place import Place, tied_to_threads
 
@@ -49,9 +50,8 @@ def test_where_nothing_can_be_packed_the_plain_product_serves(monkeypatch):
 
 
 class TestBags:
-    @pytest.mark.parametrize(
-        "columns", [512, 520, 48]
-    )  # panels of 256, of 208; the weight as it is
+    # Panels of 256 and of 208 columns; the weight as it is, for no panels fit or it is small.
+    @pytest.mark.parametrize("columns", [1024, 1040, 1011, 48])
     @pytest.mark.parametrize("chains", [Chains(520), Chains(200), Chains(100, True), Chains(70)])
     def test_give_the_product(self, columns, chains):
         x, weight, bias = torch.randn(520), torch.randn(520, columns), torch.randn(columns)
@@ -93,6 +93,104 @@ def _silence_a_head(weight):
 
 def _silence_some_rows(weight):
     weight.data[100:140] = 0
+
+
+class TestPanels:
+    """Torch gives each thread a run of bags: all of them shall have as much to do."""
+
+    @pytest.mark.parametrize(
+        "columns, blocks, threads, width",
+        [
+            (768, [512, 256], 1, 384),  # as wide as the registers hold
+            (768, [512, 256], 2, 384),  # a panel for each thread
+            (768, [512, 256], 4, 192),  # with 384 two threads would have the long blocks
+            (2304, [512, 256], 2, 384),
+            (768, [1024] * 3, 4, 192),
+            (1011, [512], 2, 1011),  # nothing cuts it evenly
+        ],
+    )
+    def test_are_as_wide_as_leaves_no_thread_behind(self, columns, blocks, threads, width):
+        assert panel_width(columns, blocks, threads) == width
+
+
+class TestAProductMadeReady:
+    """... for the steps of decoding, which do not look at each weight again."""
+
+    # Two of a layer's four weights are large enough to be copied.
+    WIDE: ClassVar = {"n_embd": 96, "n_inner": 5600, "n_layer": 2}
+
+    @staticmethod
+    def decoded(model, tokens):
+        """Logits of a prefill of 5, and steps."""
+        with torch.inference_mode():
+            cache, parts = model.new_cache(), tokens.split([5, 1, 1, 1], 1)
+            return torch.cat([model(part, cache=cache) for part in parts], 1)
+
+    @pytest.mark.parametrize("wide", [WIDE, {}], ids=["wide", "narrow"])
+    @pytest.mark.parametrize("numerics", ["fast", "exact"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda layer: layer.weight.data.mul_(2),
+            lambda layer: _scale(layer.weight),
+            lambda layer: setattr(layer.weight, "data", layer.weight.data * 2),
+            lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight * 2)),
+            lambda layer: layer.bias.data.mul_(2),
+            lambda layer: setattr(layer, "bias", torch.nn.Parameter(layer.bias * 2)),
+        ],
+    )
+    def test_is_not_used_for_another_weight(self, make_model, text, numerics, change, wide):
+        model, tokens = make_model(numerics, **wide), text(1, 8)
+        before = self.decoded(model, tokens)
+        for layer in (model.h[0].mlp.c_fc, model.h[1].attn.c_proj):
+            change(layer)
+        want = self.decoded(copy.deepcopy(model), tokens)
+        assert torch.equal(self.decoded(model, tokens), want)
+        assert not torch.equal(want, before)
+
+    @pytest.mark.parametrize("numerics", ["fast", "exact"])
+    def test_is_not_used_where_a_hook_changes_the_weight_on_the_way(
+        self, make_model, text, numerics, monkeypatch
+    ):
+        model, tokens = make_model(numerics, **self.WIDE), text(1, 8)
+        weight, was = model.h[0].mlp.c_fc.weight, model.h[0].mlp.c_fc.weight.data
+        twice, passes = was * 2, []
+        model.h[0].register_forward_pre_hook(lambda *_: passes.append(1))
+        model.h[0].register_forward_pre_hook(
+            lambda *_: setattr(weight, "data", twice if len(passes) > 2 else was)
+        )
+        model.h[0].register_forward_hook(lambda *_: setattr(weight, "data", was))
+        got = self.decoded(model, tokens)
+        passes.clear()
+        monkeypatch.setattr(Copies, "ready", lambda *_: None)
+        assert torch.equal(got, self.decoded(model, tokens))
+        assert len(passes) == 4
+
+    def test_is_not_used_by_other_numerics_or_in_another_place(self, make_model, text, threads):
+        model, tokens = make_model(**self.WIDE), text(1, 8)
+        results = []
+        for numerics, count in [("fast", 1), ("exact", 1), ("fast", 2), ("exact", 2), ("fast", 1)]:
+            threads(count)
+            model.numerics = numerics
+            twin = copy.deepcopy(model)
+            results.append(self.decoded(model, tokens))
+            assert torch.equal(results[-1], self.decoded(twin, tokens))
+        assert torch.equal(results[1], results[3])
+
+    def test_serves_every_step_of_decoding(self, make_model, text, monkeypatch):
+        model = make_model("exact", **self.WIDE)
+        asked = []
+        get = Copies.get
+        monkeypatch.setattr(
+            Copies, "get", lambda self, *given: asked.append(given[1]) or get(self, *given)
+        )
+        cache, tokens = model.new_cache(), text(1, 8)
+        with torch.inference_mode():
+            for part in tokens.split([5, 1, 1, 1], 1):
+                asked.clear()
+                model(part, cache=cache)
+        layers = 4 * model.config.n_layer
+        assert len(asked) < layers / 2  # only the head, whose weight lies the other way, asks again
 
 
 class TestAChangedWeight:

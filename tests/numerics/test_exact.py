@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.numerics import certificates, exact
+from minigpt.numerics import certificates, exact, exact_product
 from minigpt.numerics.certificates import SIZES, AttentionCalls, LinearCalls
 from minigpt.numerics.place import Place
 from minigpt.numerics.probe_numbers import Draw
@@ -28,7 +28,7 @@ def decoded(model, tokens, chunks, **options):
 @pytest.fixture
 def no_certificates(monkeypatch):
     """As on a machine where no probe passes: only what is exact by construction is left."""
-    monkeypatch.setattr(exact, "certified_calls", lambda shape: LinearCalls("plain", {}))
+    monkeypatch.setattr(exact_product, "certified_calls", lambda shape: LinearCalls("plain", {}))
     monkeypatch.setattr(exact, "rowwise_sizes", lambda shape: (1,))
     monkeypatch.setattr(exact, "attention_calls", lambda shape: AttentionCalls("plain", ()))
 

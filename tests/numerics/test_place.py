@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from minigpt.numerics import exact as exact_numerics
-from minigpt.numerics.place import Place, one_place
+from minigpt.numerics import exact_product
+from minigpt.numerics.place import Place, noted, one_place
 
 CPU = torch.device("cpu")
 
@@ -85,13 +85,13 @@ def test_every_switch_of_cuda_counts_there_and_not_on_the_cpu(home, name):
 
 def test_another_setting_asks_for_new_certificates(exact, text, monkeypatch):
     asked = []
-    certify = exact_numerics.certified_calls
+    certify = exact_product.certified_calls
 
     def spy(shape):
         asked.append(shape.place)
         return certify(shape)
 
-    monkeypatch.setattr(exact_numerics, "certified_calls", spy)
+    monkeypatch.setattr(exact_product, "certified_calls", spy)
     exact(text(1, 20))
     before, on = set(asked), torch.backends.mkldnn.enabled
     asked.clear()
@@ -131,3 +131,16 @@ def test_switching_mkldnn_between_a_cached_and_an_uncached_pass_is_exact(make_mo
                 assert torch.equal(torch.cat(parts, 1), model(tokens))
         finally:
             torch.backends.mkldnn.enabled = True
+
+
+def test_what_every_layer_would_find_out_again_is_noted_for_one_pass():
+    found = iter(range(10))
+    find = lambda: next(found)  # noqa: E731
+    assert [noted("size", find), noted("size", find)] == [0, 1]  # outside of a pass nothing is kept
+    with one_place(torch.float32, CPU):
+        assert [noted("size", find), noted("size", find), noted("mask", find)] == [2, 2, 3]
+        with one_place(torch.float32, CPU):
+            assert noted("size", find) == 4
+        assert noted("size", find) == 2
+    with one_place(torch.float32, CPU):
+        assert noted("size", find) == 5
