@@ -36,10 +36,7 @@ def describe_machine(model: GPT) -> dict[str, str]:
 def prepare_read(device: torch.device, nbytes: int, times: int = 1) -> Callable[[], object]:
     """What comes back reads so much memory, so many times: a matrix of long rows times a vector.
 
-    That is torch's quickest way: 30 to 32 GB/s on two cores of a Xeon, with the products of a
-    decoding step behind it (rows of 768: 28), then dot products (28), sums (25) and copies (13 each
-    way). A loop in C reads as much, and 37 from huge pages, which weights in files do not get.
-    Where all is in a cache that the cores share (up to 64 MB there), everyone reads at 50.
+    That is torch's quickest way, and as quick as a loop in C (`README.md` has the figures).
     """
     rows = max(2, nbytes // 2**16)
     matrix = torch.ones(rows, nbytes // (4 * rows), device=device)

@@ -2,7 +2,7 @@
 
 For programs that bring threads of their own. OpenMP waits actively between two parallel loops only
 while a process has no more such threads than there are processors. Once CTranslate2 had run in the
-bench's own process, every torch program there took 1.35 times as long, even in its own turns.
+bench's own process, every torch program there took 1.35 times as long, though it was idle.
 """
 
 from __future__ import annotations
