@@ -408,11 +408,10 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     """The kernel, and the numbers of queries per head for which it has the reference's bits.
 
     The reference is one sequence alone with `TILE` queries per head; it also decides the kernel,
-    which on CPUs is the fused one where that treats every query alike. (On a GPU it would give a
-    single query's head to one multiprocessor of many.)
+    which is the fused one where that treats every query alike.
     """
     sizes = tuple(size for size in SIZES if size <= KEY_BLOCK)
-    for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
+    for kernel in ATTENTION if shape.place.device.type == "cpu" or shape.group == 1 else ("plain",):
         calls = _attention_by(kernel, shape, sizes)
         if calls is not None:
             return calls

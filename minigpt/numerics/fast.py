@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minigpt.numerics.base import (
     ACTIVATION,
-    DeviceStarts,
     RowOps,
     finite,
     finite_positions,
@@ -20,6 +19,7 @@ from minigpt.numerics.base import (
 )
 from minigpt.numerics.certificates import PackedShape, packed_works
 from minigpt.numerics.copies import COPY_FROM, Copies, LinearKernel
+from minigpt.numerics.device_attention import DeviceStarts, quickly
 from minigpt.numerics.place import Place
 
 
@@ -27,6 +27,7 @@ class FastOps(RowOps):
     """The quickest kernel for the rows at hand."""
 
     name = "fast"
+    keys_by_position = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         if torch.compiler.is_compiling():
@@ -59,7 +60,7 @@ class FastOps(RowOps):
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
         if isinstance(starts, DeviceStarts):
-            return attend_on_device(q, k, v, starts, scale)
+            return quickly(q, k, v, starts, scale)
         T, start, even = q.shape[2], max(starts), min(starts) == max(starts)
         if T > 1 and self._may_look(q, k, v):
             new = [x[:, :, min(starts) : start + T] for x in (k, v)]
@@ -89,18 +90,3 @@ class FastOps(RowOps):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-
-def attend_on_device(q: Tensor, k: Tensor, v: Tensor, starts: DeviceStarts, scale: float) -> Tensor:
-    """Attention of one query a row, (B, H, 1, D), in two products that no position is baked into.
-
-    The fused kernel gives a single query's head to one multiprocessor of many.
-    """
-    (B, H, _, D), G, S = q.shape, k.shape[1], max(starts) + 1
-    k, v = k[:, :, :S].flatten(0, 1), v[:, :, :S].flatten(0, 1)  # (N, S, D), with N = B·G
-    q = q.reshape(B * G, H // G, D)
-    hidden = starts.hidden[:, None, : k.shape[1]]  # (B, 1, S)
-    # baddbmm scales the scores in the product, where beta = 0 ignores what it is given.
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
-    scores.view(B, H, -1).masked_fill_(hidden, -torch.inf)
-    return torch.bmm(scores.softmax(-1), v).view(B, H, 1, D)
