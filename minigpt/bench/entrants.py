@@ -1,18 +1,15 @@
-"""Who is measured: minigpt with both numerics, and the programs that can run the same checkpoint.
+"""What is measured: models that prefill and decode the same tokens, each through its own interface.
 
-An entrant prefills and decodes the same tokens as the others, each through its own interface;
-the sections take the time. Programs that are not installed are left out.
+The sections take the time; who takes part is said in `lineup.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,13 +19,13 @@ from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.continuation import choose_likeliest
 from minigpt.model import GPT
-from minigpt.numerics import NUMERICS
 from minigpt.numerics.base import whole_blocks
+from minigpt.support.errors import MinigptError
 
 Decode = Callable[[], list[list[int]]]  # what is timed; gives the ids, (B, steps)
 
 
-@dataclass
+@dataclass(eq=False)
 class Entrant:
     """A model as the bench sees it."""
 
@@ -51,6 +48,14 @@ class Entrant:
         cache = self.new_cache(len(tokens), tokens.shape[1] + steps)
         first = choose_likeliest(self.next_logits, tokens, 1, cache)
         return lambda: choose_likeliest(self.next_logits, first, steps, cache).tolist()
+
+
+class EntrantFailure(MinigptError):
+    """An entrant cannot go on; the others can."""
+
+    def __init__(self, entrant: Entrant, why: str) -> None:
+        super().__init__(f"{entrant.name} is left out, for {why}")
+        self.entrant = entrant
 
 
 def minigpt_entrant(model: GPT, numerics: str, name: str = "minigpt") -> Entrant:
@@ -86,99 +91,6 @@ def transformers_entrants(
         Entrant("transformers", ready, lambda *size: DynamicCache(), next_logits),
         Entrant("transformers static", ready, static, next_logits),
     ]
-
-
-class CTranslate2(Entrant):
-    """OpenNMT's C++ program, in which no Python runs between two tokens.
-
-    It keeps the prefilled beginning of one text, so that the steps after it can be timed alone;
-    not of several, so it takes its turns with single texts.
-
-    Args:
-        directory: what `convert` wrote.
-        weights: "float32" or "int8".
-    """
-
-    def __init__(self, directory: Path, weights: str) -> None:
-        import ctranslate2
-
-        self.name, self.batches = "CTranslate2" + " int8" * (weights == "int8"), False
-        self._generator = ctranslate2.Generator(
-            str(directory), compute_type=weights, intra_threads=torch.get_num_threads()
-        )
-
-    def _continue(self, row: list[int], count: int, prefilled: list[int]) -> list[int]:
-        beginning, words = ([_word(token) for token in part] for part in (prefilled, row))
-        (result,) = self._generator.generate_batch(
-            [words],
-            max_length=count,
-            end_token=[],
-            return_end_token=True,
-            static_prompt=beginning or None,
-            include_prompt_in_result=False,
-        )
-        return result.sequences_ids[0]
-
-    def prefill(self, tokens: Tensor) -> Decode:
-        return lambda: [self._continue(row, 1, []) for row in tokens.tolist()]
-
-    def decode(self, tokens: Tensor, steps: int) -> Decode:
-        rows = [(row, self._continue(row, 1, [])) for row in tokens.tolist()]
-        if len(rows) == 1:
-            self._continue(rows[0][1], 1, rows[0][0])  # from here on its beginning is kept
-        return lambda: [self._continue(first, steps, row) for row, first in rows]
-
-
-def convert(directory: Path, to: Path) -> None:
-    """Write a checkpoint the way CTranslate2 reads it; its words are numbers, as no text is run."""
-    from ctranslate2.converters import TransformersConverter
-
-    vocab_size = json.loads((directory / "config.json").read_text())["vocab_size"]
-
-    converter = TransformersConverter(str(directory))
-    converter.load_tokenizer = lambda *_, **__: _Words(vocab_size)
-    converter.convert(str(to), force=True)
-
-
-class _Words:
-    """As much of a tokenizer as the conversion asks for."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.bos_token = self.eos_token = self.unk_token = _word(count - 1)
-
-    def get_vocab(self) -> dict[str, int]:
-        return {_word(token): token for token in range(self.count)}
-
-
-def _word(token: int) -> str:
-    return f"<{token}>"
-
-
-def load_entrants(model: GPT, directory: Path) -> list[Entrant]:
-    """Who can run this checkpoint here: minigpt twice, and the others where they can."""
-    ours = [minigpt_entrant(model, name) for name in NUMERICS]
-    if why_no_transformers(model.config):
-        return ours
-    theirs = transformers_entrants(directory, model.dtype, model.device)
-    return [*ours, *theirs, *ctranslate2_entrants(model, directory, "float32")]
-
-
-def load_int8_entrants(model: GPT, directory: Path) -> list[Entrant]:
-    """Who can run it with 8-bit weights; each rounds them, and the activations, in its own way."""
-    small = GPT.from_pretrained(directory, model.dtype, model.device, weights="int8")
-    ours = [minigpt_entrant(small, name, "minigpt int8") for name in NUMERICS]
-    return [*ours, *ctranslate2_entrants(model, directory, "int8")]
-
-
-def ctranslate2_entrants(model: GPT, directory: Path, weights: str) -> list[Entrant]:
-    """CTranslate2 with such weights, if it is installed and our model is in float32 on the CPU."""
-    usual = model.dtype == torch.float32 and model.device.type == "cpu"
-    if not usual or why_no_transformers(model.config) or not installed("ctranslate2"):
-        return []
-    with TemporaryDirectory(prefix="minigpt-bench-", ignore_cleanup_errors=True) as folder:
-        convert(directory, Path(folder))
-        return [CTranslate2(Path(folder), weights)]
 
 
 def why_no_transformers(config: GPTConfig) -> str | None:

@@ -33,10 +33,20 @@ def describe_machine(model: GPT) -> dict[str, str]:
     return {name: str(value) for name, value in found.items()}
 
 
-def prepare_read(device: torch.device, nbytes: int) -> Callable[[], object]:
-    """What comes back reads so much memory once: a matrix times a vector, torch's quickest way."""
-    matrix = torch.ones(nbytes // 2**14, 2**12, device=device)
-    return lambda: torch.mv(matrix, matrix[0])[0].item()
+def prepare_read(device: torch.device, nbytes: int, times: int = 1) -> Callable[[], object]:
+    """What comes back reads so much memory, so many times: a matrix of long rows times a vector.
+
+    That is torch's quickest way, and as quick as a loop in C (`README.md` has the figures).
+    """
+    rows = max(2, nbytes // 2**16)
+    matrix = torch.ones(rows, nbytes // (4 * rows), device=device)
+
+    def read() -> float:
+        for _ in range(times):
+            product = torch.mv(matrix, matrix[0])
+        return product[0].item()
+
+    return read
 
 
 def prepare_product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from minigpt.support.tables import table
 
 Samples = dict[str, list[float]]  # by name, one measurement per turn
 Prepare = Callable[[], Callable[[], object]]  # sets the stage, untimed; returns what is timed
+SETTLED = 0.01  # seconds; after a parallel loop OpenMP's threads wait actively for some 5 ms
 
 # --- measuring ------------------------------------------------------------------------------------
 
@@ -28,14 +29,27 @@ def turns(names: Iterable[str], rounds: int, label: str = "") -> Iterator[str]:
     yield from tqdm(list(names) * rounds, desc=label, leave=False, disable=None)
 
 
+class Elsewhere(list[Any]):
+    """What a run in another process gave, and the seconds that it took there."""
+
+    def __init__(self, found: Iterable[Any], seconds: float) -> None:
+        super().__init__(found)
+        self.seconds = seconds
+
+
 def interleave(contenders: Mapping[str, Prepare], rounds: int, label: str = "") -> Samples:
-    """Seconds of each contender in each round, after one round of warm-up."""
+    """Seconds of each contender in each round, after one round of warm-up.
+
+    Before a turn there is a pause, until the threads of whoever was before are asleep.
+    """
     samples: Samples = {name: [] for name in contenders}
     for name in turns(contenders, rounds + 1, label):
+        time.sleep(SETTLED)
         run = contenders[name]()
         began = time.perf_counter()
-        run()
-        samples[name].append(time.perf_counter() - began)
+        found = run()
+        took = time.perf_counter() - began
+        samples[name].append(found.seconds if isinstance(found, Elsewhere) else took)
     return {name: seconds[1:] for name, seconds in samples.items()}
 
 

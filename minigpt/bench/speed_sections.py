@@ -9,7 +9,8 @@ from statistics import median
 import torch
 
 from minigpt.bench.contest import Contest
-from minigpt.bench.entrants import load_entrants, load_int8_entrants, minigpt_entrant
+from minigpt.bench.entrants import Entrant, minigpt_entrant
+from minigpt.bench.lineup import load_entrants, load_int8_entrants
 from minigpt.bench.machine import prepare_product, prepare_read
 from minigpt.bench.measure import Row, Samples, Section, interleave, ratios
 from minigpt.model import GPT
@@ -22,8 +23,9 @@ def measure_decode(contest: Contest) -> Section:
         rows += _rows(f"batch {batch}", contest.decode(batch), contest.steps, batch)
     notes = [
         _compare_tokens(contest),
-        "limit: reading weights and cache once, as fast as memory goes",
+        "limit: reading weights and cache once, as fast as a matrix times a vector reads so much",
         _against(contest),
+        *contest.left_out,
     ]
     return Section("decode", f"time of a step, {_after(contest)}", rows, notes)
 
@@ -34,7 +36,7 @@ def measure_prefill(contest: Contest) -> Section:
     for length in contest.prefills:
         rows += _rows(f"{length} tokens", contest.prefill(length), 1, length)
     notes = [f"limit: as many multiplications in one large {contest.dtype} product"]
-    notes.append(_against(contest))
+    notes += [_against(contest), *contest.left_out]
     return Section("prefill", "time to the first token, the cache filled", rows, notes)
 
 
@@ -55,8 +57,12 @@ def measure_int8(contest: Contest) -> Section:
     plain = minigpt_entrant(contest.model, "fast")
     rivals = [plain, *load_int8_entrants(contest.model, contest.directory)]
     tokens = contest.tokens(1, contest.prompt)
-    runs = {rival.name: partial(rival.decode, tokens, contest.steps) for rival in rivals}
-    samples = interleave(runs, contest.rounds, "int8")
+
+    def measure(rivals: list[Entrant]) -> Samples:
+        runs = {rival.name: partial(rival.decode, tokens, contest.steps) for rival in rivals}
+        return interleave(runs, contest.rounds, "int8")
+
+    samples = contest.without_failures(rivals, measure)
     rows = []
     for name, seconds in samples.items():
         extra = {
@@ -68,6 +74,7 @@ def measure_int8(contest: Contest) -> Section:
     notes = [
         f"speed-up: over {plain.name}, whose weights are {contest.dtype}",
         "everyone rounds in a way of its own, so their texts may differ",
+        *contest.left_out,
     ]
     return Section("int8", f"time of a step with 8-bit weights, {_after(contest)}", rows, notes)
 
@@ -111,7 +118,9 @@ def _compare_tokens(contest: Contest) -> str:
     if contest.model.dtype != torch.float32:
         model = GPT.from_pretrained(contest.directory, torch.float32, contest.model.device)
         rivals = load_entrants(model, contest.directory)
-    ids = {rival.name: rival.decode(prompts, contest.steps)() for rival in rivals}
+    ids = contest.without_failures(
+        rivals, lambda rivals: {r.name: r.decode(prompts, contest.steps)() for r in rivals}
+    )
     odd = [name for name in ids if ids[name] != ids["minigpt fast"]]
     verdict = f"OTHERS from {' and '.join(odd)}" if odd else f"the same from {', '.join(ids)}"
     return f"8 x {contest.steps} greedy tokens in float32: {verdict}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.bench import contest, entrants, machine
+from minigpt.bench import contest, entrants, lineup, machine
 from minigpt.bench.contest import Contest
 from minigpt.bench.measure import interleave, ratios
 from minigpt.bench.sections import SECTIONS, choose_sections, measure_sections
@@ -91,7 +91,7 @@ def test_cost_of_exact_is_the_ratio_of_paired_samples(table):
 def test_everyone_decodes_what_transformers_decodes(tmp_path):
     """Also the programs that are timed through an interface of their own."""
     GPT(GPTConfig.preset("nano")).save_pretrained(tmp_path)
-    rivals = entrants.load_entrants(GPT.from_pretrained(tmp_path), tmp_path)
+    rivals = lineup.load_entrants(GPT.from_pretrained(tmp_path), tmp_path)
     tokens = torch.randint(256, (2, 30), generator=torch.Generator().manual_seed(0))
     found = {rival.name: (rival.prefill(tokens)(), rival.decode(tokens, 5)()) for rival in rivals}
     assert "transformers static" in found
@@ -130,7 +130,7 @@ def test_more_rounds_are_more_samples(table):
 
 def test_without_transformers_it_says_how_to_install_it(table, monkeypatch):
     known = entrants.installed
-    for module in (machine, entrants):
+    for module in (machine, entrants, lineup):
         monkeypatch.setattr(
             module, "installed", lambda n: None if n == "transformers" else known(n)
         )
