@@ -34,9 +34,9 @@ Attention has one more freedom to lose, the number of keys. Here a query at posi
 the keys of all whole blocks of `KEY_BLOCK` up to p, in one call; those after p are masked and their
 weight is exactly zero. So p alone decides the number of keys. (A few queries may leave out most of
 what is masked, where a probe finds that this changes nothing: the zeros come last in every sum.)
-The norms work row by row;
-elementwise addition and multiplication are rounded correctly whatever the kernel. The activation is
-neither (its kernel mixes vector and scalar code, whose last bits differ), so it is certified too.
+The norms work row by row; elementwise addition and multiplication are rounded correctly whatever
+the kernel. The activation is neither (its kernel mixes vector and scalar code, whose last bits
+differ), so it is certified too.
 
 Training may use these operations as well: the forward is this, the gradients are the usual ones.
 """
