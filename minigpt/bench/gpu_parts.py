@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from minigpt.bench.findings import Findings
+from minigpt.bench.gpu_pieces import time_pieces
+from minigpt.bench.gpu_place import Place
 from minigpt.bench.plain_gpt import plain_step
 from minigpt.cache.kvcache import KVCache
 from minigpt.config import GPTConfig
 from minigpt.generation.batch import generate_batch
 from minigpt.generation.continuation import choose_likeliest, generate
 from minigpt.generation.device_steps import AHEAD, DeviceSteps
+from minigpt.generation.engine import Engine
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.numerics.base import KEY_BLOCK
@@ -30,49 +33,6 @@ from minigpt.study.ways import Check, Ways, random_tokens
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense, per second, as published
 STEPS = 64  # tokens timed at once
 GREEDY = Sampler()
-
-
-class Place:
-    """The device, and shapes that suit it."""
-
-    def __init__(self, device: str, small: bool) -> None:
-        self.device, self.small = torch.device(device), small
-        self.cuda = self.device.type == "cuda"
-        self.rounds = 1 if small else 3
-        self.steps = 8 if small else STEPS
-
-    def model(self, preset: str, dtype: torch.dtype, numerics: str = "fast", **changes: Any) -> GPT:
-        """With random weights, large enough for attention to prefer some keys to others."""
-        config = GPTConfig.preset("nano" if self.small else preset)
-        shape = {**config.__dict__, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-        if self.small:
-            shape |= {"n_positions": 160}
-        shape |= {"initializer_range": 1.0 / config.n_embd**0.5, "eos_token_id": None, **changes}
-        torch.manual_seed(0)
-        with self.device:
-            return GPT(GPTConfig(**shape), numerics).eval().to(self.device, dtype)
-
-    def wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-
-    def seconds(self, run: Callable[[], object]) -> float:
-        self.wait()
-        began = time.perf_counter()
-        run()
-        self.wait()
-        return time.perf_counter() - began
-
-    def interleaved(self, contenders: dict[str, Callable[[], Callable[[], object]]]
-                    ) -> dict[str, list[float]]:  # fmt: skip
-        """Seconds in turns, after one round of warm-up; each prepares untimed."""
-        samples: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(self.rounds + 1):
-            for name, prepare in contenders.items():
-                took = self.seconds(prepare())
-                if turn:
-                    samples[name].append(took)
-        return samples
 
 
 def run(part: str, findings: Findings, device: str, small: bool) -> None:
@@ -92,7 +52,8 @@ def check_exactness(findings: Findings, place: Place) -> None:
         about = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
         findings.add("device", about)
     dtypes = (torch.bfloat16, torch.float32, torch.float16)
-    for preset in ("toy", "gpt2"):
+    presets = ("toy",) if place.small else ("toy", "gpt2")
+    for preset in presets:
         for dtype in dtypes[: None if preset == "toy" else 2]:
             name = f"{preset} {_name(dtype)}"
             with findings.trying(f"{name}: steps"):
@@ -100,7 +61,7 @@ def check_exactness(findings: Findings, place: Place) -> None:
                 _steps_against_calls(findings, place, model, name)
     with findings.trying("fast steps"):
         _texts_against_calls(findings, place, place.model("toy", torch.float32, "fast"), "fast toy")
-    for preset in ("toy", "gpt2"):
+    for preset in presets:
         for dtype in dtypes:
             name = f"{preset} {_name(dtype)}"
             with findings.trying(f"{name}: verify"):
@@ -129,11 +90,13 @@ def _steps_against_calls(findings: Findings, place: Place, model: GPT, name: str
     with torch.inference_mode():
         ways = Ways(model, random_tokens(model, rng, 1, length), rng)
         edge = KEY_BLOCK if length > KEY_BLOCK + 4 else length // 2
-        for rows, starts in ((1, [edge - 9]), (1, [edge - 2]), (4, [3, edge - 9, edge - 1, edge])):
-            check = Check(f"{rows} rows")
-            cache = ways.after(length).expand(rows)
+        several = [3, edge - 9, edge - 1, edge]
+        cases = [("static", [edge - 9]), ("static", [edge - 2]), ("static", several)]
+        for kind, starts in (*cases, ("paged", several)):
+            check = Check(f"{len(starts)} rows")
+            cache = ways.after(length, kind).expand(len(starts))
             cache.truncate(starts)
-            steps = DeviceSteps(model, cache)  # type: ignore[arg-type]
+            steps = DeviceSteps(model, cache)
             for n in range(min(16, length - max(starts))):
                 fed = [int(ways.tokens[0, start + n]) for start in starts]
                 # `left` is taken to be large: so a step is recorded at once, and then replayed
@@ -141,7 +104,7 @@ def _steps_against_calls(findings: Findings, place: Place, model: GPT, name: str
                 for row, start in enumerate(starts):
                     check.compare(logits[row : row + 1], ways.want[start + n : start + n + 1])
             findings.add(
-                f"{name}: recorded steps, rows at {starts}",
+                f"{name}: recorded steps, {kind}, rows at {starts}",
                 f"{check.unequal} of {check.compared} unequal",
                 equal=check.equal, recordings=len(steps._recorded), ulp=check.median_ulp,
             )  # fmt: skip
@@ -161,15 +124,28 @@ def _texts_against_calls(findings: Findings, place: Place, model: GPT, name: str
 
 
 def _texts(findings: Findings, place: Place, model: GPT) -> None:
+    """Batches, an engine and drafts write what each text is alone; rows end at various times."""
     rng = random.Random(5)
     prompts = [random_tokens(model, rng, 1, n)[0].tolist() for n in (3, 17, 30, 9)]
     count = 20 if place.small else 100
-    alone = [generate(model, ids, count, 0.9, seed=n).tokens for n, ids in enumerate(prompts)]
-    batch = [text.tokens for text in generate_batch(model, prompts, count, 0.9)]
-    findings.add("generate_batch beside texts alone", batch == alone)
+    some = list(range(0, model.config.vocab_size, 30))
+    for temperature, stops in ((0.0, []), (0.9, []), (0.9, some)):
+        how: dict[str, Any] = {"temperature": temperature, "stop_tokens": stops}
+        drawn = f"{'drawn' if temperature else 'greedy'}{', with ends' * bool(stops)}"
+        alone = [generate(model, ids, count, seed=n, **how).tokens for n, ids in enumerate(prompts)]
+        for kind in ("static", "paged"):
+            texts = generate_batch(model, prompts, count, kind=kind, **how)
+            same = [text.tokens for text in texts] == alone
+            findings.add(f"generate_batch, {kind}, beside texts alone: {drawn}", same)
+        engine = Engine(model, batch=3, chunk=16)
+        requests = [engine.submit(ids, count, seed=n, **how) for n, ids in enumerate(prompts)]
+        engine.run()
+        same = [request.tokens for request in requests] == alone
+        findings.add(f"engine beside texts alone: {drawn}", same)
+    plain = [generate(model, ids, count, 0.9, seed=n).tokens for n, ids in enumerate(prompts)]
     drafted = [generate(model, ids, count, 0.9, seed=n, draft="lookup").tokens
                for n, ids in enumerate(prompts)]  # fmt: skip
-    findings.add("texts with drafts beside those without", drafted == alone)
+    findings.add("texts with drafts beside those without", drafted == plain)
 
 
 # --- speed ------------------------------------------------------------------------------------
@@ -186,7 +162,7 @@ class _Decoder:
         self.cache = model.new_cache(len(tokens), room)
         with torch.inference_mode():
             model.next_logits(tokens, cache=self.cache)
-        self.steps = DeviceSteps(model, self.cache)  # type: ignore[arg-type]
+        self.steps = DeviceSteps(model, self.cache)
 
     def ahead(self, at_once: int = AHEAD) -> Callable[[], Callable[[], object]]:
         """By recorded steps, looking at so many tokens at once."""
@@ -231,6 +207,8 @@ def check_decoding(findings: Findings, place: Place) -> None:
     for rows in (1, 4 if place.small else 64):
         with findings.trying(f"decoding {rows}"):
             _decode(findings, place, model, rival, rows)
+    with findings.trying("whole texts"):
+        _write_texts(findings, place, model)
     with findings.trying("prefill"):
         _prefill(findings, place, model, rival)
     for name in ("fast", "exact"):
@@ -269,6 +247,37 @@ def _decode(findings: Findings, place: Place, model: GPT, rival: Any, rows: int)
         findings.add(what, median(each), "ms/step", **more)
 
 
+def _write_texts(findings: Findings, place: Place, model: GPT) -> None:
+    """What users call, prompts included: many texts of various lengths to their end."""
+    rows, count = (4, 8) if place.small else (64, 128)
+    rng, longest = random.Random(3), min(64, model.config.n_positions // 2)
+    prompts = [random_tokens(model, rng, 1, rng.randint(4, longest))[0].tolist()
+               for _ in range(rows)]  # fmt: skip
+
+    def batch(**how: Any) -> Callable[[], Callable[[], object]]:
+        return lambda: lambda: generate_batch(model, prompts, count, **how)
+
+    def engine() -> Callable[[], object]:
+        texts = Engine(model, batch=rows)
+        for ids in prompts:
+            texts.submit(ids, count)
+        return texts.run
+
+    def looked_at(number: int, token: int) -> None:
+        return None
+
+    model.numerics = "fast"
+    samples = place.interleaved({
+        "generate_batch": batch(), "generate_batch, drawn": batch(temperature=1.0),
+        "generate_batch, looking at each": batch(on_token=looked_at),
+        "generate_batch, paged": batch(kind="paged"), "engine": engine,
+    })  # fmt: skip
+    for name, seconds in samples.items():
+        took = median(seconds)
+        findings.add(f"{rows} texts of {count}, fast, {name}", took, "s",
+                     **{"tokens/s": rows * count / took})  # fmt: skip
+
+
 def _kernels(findings: Findings, place: Place, model: GPT, numerics: str) -> None:
     """Where the time of a step goes, on the device, by kernel."""
     from torch.profiler import ProfilerActivity, profile
@@ -277,7 +286,7 @@ def _kernels(findings: Findings, place: Place, model: GPT, numerics: str) -> Non
     cache = model.new_cache()
     with torch.inference_mode():
         model.next_logits(random_tokens(model, random.Random(0), 1, 20), cache=cache)
-        steps = DeviceSteps(model, cache)  # type: ignore[arg-type]
+        steps = DeviceSteps(model, cache)
         for _ in range(3):
             steps.logits([1])
         kinds = [ProfilerActivity.CUDA] if place.cuda else [ProfilerActivity.CPU]
@@ -380,6 +389,8 @@ def check_large(findings: Findings, place: Place) -> None:
     tokens = random_tokens(model, random.Random(0), 1, 64)
     read = sum(weight.nbytes for weight in model.parameters()) - model.wpe.weight.nbytes
     read += (64 + place.steps / 2) * model.cache_spec.bytes_per_token
+    with findings.trying("pieces of a step"):
+        time_pieces(findings, place, model)
     for name in ("fast", "exact"):
         one = _Decoder(model, tokens, name, place.steps).ahead()
         seconds = place.interleaved({name: one})[name]

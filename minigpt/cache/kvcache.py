@@ -286,14 +286,9 @@ class KVCache(ABC):
         Raises:
             MinigptError: for a row that is not there, or no row at all.
         """
-        rows = listed(rows)
+        rows = self._rows(rows)
         if not rows:
             raise MinigptError("no rows were selected, needed at least one")
-        for row in rows:
-            if not is_whole(row) or not 0 <= row < self.batch_size:
-                raise MinigptError(
-                    f"cannot select row {row!r}: this cache has rows 0 to {self.batch_size - 1}"
-                )
         return self._gathered([(self, row) for row in rows], self.capacity)
 
     @staticmethod
@@ -315,14 +310,37 @@ class KVCache(ABC):
                 )
         first = caches[0]
         for cache in caches[1:]:
-            alike = (cache.kind, cache.spec, cache.settings)
-            if alike != (first.kind, first.spec, first.settings):
-                raise MinigptError(
-                    f"these caches do not belong together: {first!r} and {cache!r}, needed one "
-                    f"kind, made for one model, dtype and device"
-                )
+            first._refuse_unlike(cache)
         sources = [(cache, row) for cache in caches for row in range(cache.batch_size)]
         return first._gathered(sources, max(cache.capacity for cache in caches))
+
+    def adopt(self, rows: Sequence[int], other: KVCache) -> None:
+        """Let each of these rows forget what it holds and go on from another cache's only row.
+
+        Unlike `concat` this copies no other row, and needs no memory for a second cache of all.
+
+        Raises:
+            MinigptError: for a row that is not there, or another cache that has several, is longer
+                than this one may become, or could not be concatenated with it.
+        """
+        chosen = set(self._rows(rows))
+        if not isinstance(other, KVCache) or other is self or other.batch_size != 1:
+            raise MinigptError(f"{other!r} cannot be adopted, needed another cache, of one row")
+        self._refuse_unlike(other)
+        if len(other) > self.capacity:
+            raise MinigptError(
+                f"a row of {counted(len(other), 'position')} cannot be adopted, this cache has "
+                f"room for {self.capacity}: make one with a larger max_length"
+            )
+        kept = [0 if row in chosen else length for row, length in enumerate(self._lengths)]
+        held = [self._origin] * any(kept) + [other._origin] * (len(other) > 0)
+        origin = joined(held)
+        if kept != self._lengths:
+            self.truncate(kept)
+        with self.in_use(), other.in_use():
+            every = range(self.batch_size)
+            self._take_over([(other, 0) if row in chosen else (self, row) for row in every])
+            self._origin = origin
 
     def _gathered(self, sources: list[tuple[KVCache, int]], capacity: int) -> KVCache:
         caches = list(dict.fromkeys(cache for cache, _ in sources))
@@ -331,14 +349,36 @@ class KVCache(ABC):
         with ExitStack() as uses:
             for cache in caches:
                 uses.enter_context(cache.in_use())
-            new._adopt(sources)
+            new._take_over(sources)
             new._origin = origin
-            new._lengths = [cache._lengths[row] for cache, row in sources]
-            if any(cache._tokens is None for cache, _ in sources):
-                new._tokens = None
-            else:
-                new._tokens = [list(cache._tokens[row]) for cache, row in sources]  # type: ignore[index]
         return new
+
+    def _take_over(self, sources: list[tuple[KVCache, int]]) -> None:
+        """Make each row what that row of some cache is, which may be itself."""
+        self._adopt(sources)
+        self._lengths = [cache._lengths[row] for cache, row in sources]
+        if any(cache._tokens is None for cache, _ in sources):
+            self._tokens = None
+        else:
+            self._tokens = [list(cache._tokens[row]) for cache, row in sources]  # type: ignore[index]
+
+    def _rows(self, rows: Sequence[int] | Tensor) -> list[int]:
+        """The same, if they are there."""
+        rows = listed(rows)
+        for row in rows:
+            if not is_whole(row) or not 0 <= row < self.batch_size:
+                raise MinigptError(
+                    f"cannot select row {row!r}: this cache has rows 0 to {self.batch_size - 1}"
+                )
+        return rows
+
+    def _refuse_unlike(self, other: KVCache) -> None:
+        alike = (other.kind, other.spec, other.settings)
+        if alike != (self.kind, self.spec, self.settings):
+            raise MinigptError(
+                f"these caches do not belong together: {self!r} and {other!r}, needed one "
+                f"kind, made for one model, dtype and device"
+            )
 
     # --- looking inside, keeping ------------------------------------------------------------------
 
@@ -421,7 +461,8 @@ class KVCache(ABC):
 
     @abstractmethod
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
-        """Fill the rows of this new cache with copies of rows of others of its kind."""
+        """Fill the rows of this cache with copies of rows of others of its kind. Those that others
+        are to fill are empty; those to be filled from themselves, (self, row), stay as they are."""
 
     def _restore(self, lengths: Sequence[int], state: Mapping[str, Tensor]) -> None:
         """See `restore`. Here: as a forward pass would, all rows as long as the longest, whose

@@ -114,7 +114,7 @@ class QuantizedCache(KVCache):
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
         for new, (cache, row) in enumerate(sources):
             assert isinstance(cache, QuantizedCache)
-            for name, to in self._tensors.items():
+            for name, to in self._tensors.items() if cache is not self else ():
                 source = cache._tensors[name]
                 held = min(to.shape[3], source.shape[3])
                 to[:, new, :, :held] = source[:, row, :, :held]

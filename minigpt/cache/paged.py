@@ -146,8 +146,8 @@ class PagedCache(KVCache):
     ) -> None:  # fmt: skip
         super().__init__(spec, batch_size, capacity)
         self.page = whole("page", page)
-        if KEY_BLOCK % page:
-            raise MinigptError(f"page is {page}, needed a divisor of {KEY_BLOCK}")
+        if KEY_BLOCK % page and page % KEY_BLOCK:  # blocks of keys are whole pages, or pages blocks
+            raise MinigptError(f"page is {page}, needed a divisor or a multiple of {KEY_BLOCK}")
         self.pool = pool or PagePool(self)
         self.tables: list[list[int]] = [[] for _ in range(batch_size)]  # [row][n]: the n-th page
         self._slots = self._shown = self._index = torch.empty(0)
@@ -278,6 +278,8 @@ class PagedCache(KVCache):
             for table, (cache, row) in zip(self.tables, sources, strict=True):
                 assert isinstance(cache, PagedCache)
                 pages = cache.tables[row]
+                if cache is self:
+                    continue
                 if cache.pool is self.pool:
                     self.pool.share(pages)
                     table += pages

@@ -88,8 +88,9 @@ class StaticCache(KVCache):
     def _adopt(self, sources: list[tuple[KVCache, int]]) -> None:
         for new, (cache, row) in enumerate(sources):
             assert isinstance(cache, StaticCache)
-            held = slice(0, cache._lengths[row])
-            self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
+            if cache is not self:
+                held = slice(0, cache._lengths[row])
+                self._data[:, :, new, :, held] = cache._data[:, :, row, :, held]
 
 
 def write(buffer: Tensor, new: Tensor, starts: Sequence[int]) -> None:

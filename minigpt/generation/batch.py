@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from minigpt.cache.kvcache import KVCache
-from minigpt.generation.decoding import Generation, Row
+from minigpt.generation.decoding import Generation, Row, choose_on_device
+from minigpt.generation.device_steps import AHEAD, steps_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
 from minigpt.numerics.base import whole_blocks
@@ -114,6 +115,9 @@ def generate_batch(
         )
         for number, its_seed in enumerate(seeds)
     ]
+    if on_token is None:  # nobody waits for each token
+        for row in rows:
+            row.ahead = AHEAD
     longest = max(len(row.window) for row in rows) + max_new_tokens
     room = min(model.config.n_positions, whole_blocks(longest))
     _Batch(model, rows, n, model.new_cache(max_length=room, kind=kind), on_token).run()
@@ -122,69 +126,97 @@ def generate_batch(
 
 @dataclass
 class _Batch:
-    """The rows that still go on, and their cache: row i of the cache belongs to `active[i]`."""
+    """The rows that go on, and their cache: row i of the cache belongs to `rows[seated[i]]`."""
 
     model: GPT
     rows: list[Row]
     n: int  # rows that share a prompt
-    empty: KVCache
+    prompt: KVCache  # of one row: prompts are prefilled here
     on_token: Callable[[int, int], object] | None
-    active: list[int] = field(default_factory=list)
-    cache: KVCache | None = None
+    seated: list[int] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
 
     def run(self) -> None:
+        if not any(row.left for row in self.rows):
+            return
         with evaluating(self.model), torch.inference_mode():
+            self.cache = self.prompt.expand(len(self.rows))
             for first in range(0, len(self.rows), self.n):
-                self.prefill(range(first, first + self.n))
-            while self.active:
+                numbers = self.prefill(range(first, first + self.n))
+                self.seated += numbers
+                end = len(self.seated)
+                self.cache.adopt(range(end - len(numbers), end), self.prompt)
+            if self.seated:
+                self.keep(range(len(self.seated)))
+            while any(self.rows[number].left for number in self.seated):
                 self.step()
 
-    def prefill(self, numbers: Sequence[int]) -> None:
-        """Compute one window, shared by these rows, and let those that go on into the batch."""
+    def prefill(self, numbers: Sequence[int]) -> list[int]:
+        """Compute one window, shared by these rows; which of them go on after its next token?"""
         numbers = [number for number in numbers if self.rows[number].goes_on()]
         if not numbers:
-            return
-        cache = self.empty.fork()  # of paged caches, one that shares its pages with the others
+            return []
+        self.prompt.reset()
         tokens = torch.tensor([self.rows[numbers[0]].window], device=self.model.device)
-        (logits,) = self.model.next_logits(tokens, cache=cache)
-        numbers = [number for number in numbers if self.take(number, logits)]
-        if numbers:
-            cache = cache.expand(len(numbers)) if len(numbers) > 1 else cache
-            self.cache = cache if self.cache is None else KVCache.concat([self.cache, cache])
-            self.active += numbers
+        (logits,) = self.model.next_logits(tokens, cache=self.prompt)
+        return [number for number in numbers if self.take(number, logits)]
 
     def step(self) -> None:
-        """One token for every row."""
-        full = [n for n in self.active if len(self.rows[n].window) > self.rows[n].limit]
-        self.keep([n for n in self.active if n not in full])
-        if self.active:
-            tokens = [[self.rows[n].window[-1]] for n in self.active]
-            logits = self.model.next_logits(
-                torch.tensor(tokens, device=self.model.device), cache=self.cache
-            )
-            going = [self.take(n, row) for n, row in zip(self.active, logits, strict=True)]
-            self.keep([n for n, goes_on in zip(self.active, going, strict=True) if goes_on])
-        for number in full:  # at the context's end: finished, or begun anew
-            self.prefill([number])
+        """One token for every row; or several, where a step is recorded and nobody waits."""
+        for seat, number in enumerate(self.seated):
+            row = self.rows[number]
+            if row.left and len(row.window) > row.limit and self.prefill([number]):
+                self.cache.adopt([seat], self.prompt)  # at the context's end, begun anew
+        going = [seat for seat, number in enumerate(self.seated) if self.rows[number].left]
+        if not going:
+            return
+        steps = steps_for(self.model, self.cache)
+        # A recorded step is one of so many rows: there, those that ended leave when half have.
+        if steps is None or 2 * len(going) <= len(self.seated):
+            self.keep(going)
+            steps = steps_for(self.model, self.cache)
+        rows = [self.rows[number] for number in self.seated]
+        if steps is None:
+            tokens = torch.tensor([[row.window[-1]] for row in rows], device=self.model.device)
+            logits = self.model.next_logits(tokens, cache=self.cache)
+        else:
+            self.hold_back(rows)
+            new = choose_on_device(rows, steps) if rows[0].may_choose_on_device else None
+            if new is not None:
+                for number, its in zip(self.seated, new, strict=True):
+                    for token in its:
+                        self.tell(number, token)
+                return
+            logits = steps.logits([row.window[-1] for row in rows])
+        for number, its_logits in zip(self.seated, logits, strict=True):
+            if self.rows[number].left:
+                self.take(number, its_logits)
 
-    def take(self, number: int, logits: torch.Tensor) -> bool:
+    def hold_back(self, rows: list[Row]) -> None:
+        """Rows that ended and are still computed must not come to the cache's end first."""
+        lengths = self.cache.lengths
+        if len(self.cache) > max(n for row, n in zip(rows, lengths, strict=True) if row.left):
+            kept = [n if row.left else 0 for row, n in zip(rows, lengths, strict=True)]
+            self.cache.truncate(kept)
+
+    def take(self, number: int, logits: Tensor) -> bool:
         """Choose a row's next token; does the row go on?"""
         row = self.rows[number]
         token = row.take(logits)
-        if token is None:
-            return False
-        now = time.perf_counter() - self.began
-        row.result.prefill_seconds = row.result.prefill_seconds or now
-        row.result.decode_seconds = now - row.result.prefill_seconds
-        if self.on_token is not None:
-            self.on_token(number, token)
+        if token is not None:
+            self.tell(number, token)
         return row.left > 0
 
-    def keep(self, numbers: list[int]) -> None:
+    def tell(self, number: int, token: int) -> None:
+        """A token has come."""
+        result, now = self.rows[number].result, time.perf_counter() - self.began
+        result.prefill_seconds = result.prefill_seconds or now
+        result.decode_seconds = now - result.prefill_seconds
+        if self.on_token is not None:
+            self.on_token(number, token)
+
+    def keep(self, seats: Sequence[int]) -> None:
         """Let the other rows leave the batch."""
-        if self.cache is None or numbers == self.active:
-            return
-        rows = [self.active.index(number) for number in numbers]
-        self.cache = self.cache.select(rows) if rows else None
-        self.active = numbers
+        if len(seats) < self.cache.batch_size:
+            self.cache = self.cache.select(seats)
+            self.seated = [self.seated[seat] for seat in seats]

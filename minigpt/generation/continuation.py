@@ -26,6 +26,7 @@ from minigpt.generation.drafts import drafter_for
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
 from minigpt.numerics.base import whole_blocks
+from minigpt.numerics.copies import recheck
 from minigpt.support.errors import MinigptError
 
 
@@ -140,6 +141,7 @@ def stream(
         frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens, policy, top_log_probabilities)
+    recheck(model)
     drafter = None if draft is None else drafter_for(draft, model)
     if cache is not None:
         if not use_cache:

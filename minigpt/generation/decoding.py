@@ -20,7 +20,6 @@ from minigpt.cache.origin import Origin
 from minigpt.generation.device_steps import DeviceSteps, steps_for
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT, require_model
-from minigpt.numerics.copies import recheck
 from minigpt.numerics.recorder import recording
 from minigpt.support.checks import is_whole, listed, whole
 from minigpt.support.errors import MinigptError
@@ -58,7 +57,8 @@ class Generation:
 class Row:
     """One text on its way: what the model sees of it, how its tokens are chosen, when it ends.
 
-    Everything is checked when it is made, before any work.
+    Everything is checked when it is made, before any work. Copies of weights that may have changed
+    are not (`copies.recheck`), for that reads the model: once for all rows, whoever makes them.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class Row:
         top_log_probabilities: int | None = None,
     ) -> None:
         require_model(model)
-        recheck(model)
         config = model.config
         prompt = listed(ids, "the prompt", IDS)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
@@ -122,6 +121,10 @@ class Row:
     @property
     def may_choose_on_device(self) -> bool:
         return self.sampler.forgets and self.top_log_probabilities is None
+
+    def noise(self) -> Tensor:
+        """What chance has for its next token, (V,) on the CPU, if that is chosen on the device."""
+        return self.sampler.noise(self.model.config.vocab_size, self.generator)
 
     def goes_on(self) -> bool:
         """Is there another token to choose? At the context's end the policy decides."""
@@ -200,7 +203,8 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
         new: list[int] | None = None
         with evaluating(model, layers), torch.inference_mode():  # neither while the caller has it
             if steps is not None and row.may_choose_on_device:
-                new = choose_on_device(row, steps)
+                chosen = choose_on_device([row], steps)
+                new = None if chosen is None else chosen[0]
             if new is None:
                 tokens = torch.tensor([row.window[seen:] + guesses], device=model.device)
                 if guesses:
@@ -237,29 +241,38 @@ def decode(row: Row, cache: KVCache | None, drafter: Drafter | None = None) -> I
             yield token
 
 
-def choose_on_device(row: Row, steps: DeviceSteps) -> list[int] | None:
-    """The next tokens of a text whose cache lacks its last one only, chosen without looking.
+def choose_on_device(rows: Sequence[Row], steps: DeviceSteps) -> list[list[int]] | None:
+    """The next tokens of each text, whose row of the cache lacks its last one only, chosen without
+    looking; none of one that has ended and is still in the batch.
 
-    None: the logits were no numbers, and nothing has changed. With fewer tokens than could be, the
-    text has ended.
+    All have one sampler. None: some logits were no numbers, and nothing has changed.
     """
-    cache, before = steps.cache, row.generator.get_state()
-    held, room = len(cache), min(cache.capacity, row.limit) - len(cache)
+    cache, before = steps.cache, [row.generator.get_state() for row in rows]
+    held = cache.lengths
+    going = [(row, length) for row, length in zip(rows, held, strict=True) if row.left]
+    room = min(min(cache.capacity, row.limit) - length for row, length in going)
+    left = min(max(row.left for row, _ in going), room)
+    count = min(left, rows[0].ahead)
     chosen = steps.advance(
-        row.window[-1:], min(row.ahead, row.left, room), row.sampler,
-        lambda: row.sampler.noise(row.model.config.vocab_size, row.generator),
+        [row.window[-1] for row in rows], count, rows[0].sampler,
+        lambda: torch.stack([row.noise() for row in rows]), left - count,
     )  # fmt: skip
     if chosen is None:
         cache.truncate(held)
-        row.generator.set_state(before)
+        for row, state in zip(rows, before, strict=True):
+            row.generator.set_state(state)
         return None
-    refuse_other_hands(cache, row.window + [token for (token,) in chosen[:-1]])
-    new = []
-    for (token,) in chosen:
-        if row.accept(token) is None:
-            cache.truncate(len(row.window))  # what was computed after the end is nobody's
-            break
-        new.append(token)
+    if len(rows) == 1:  # a batch's cache is in no other hands
+        refuse_other_hands(cache, rows[0].window + [token for (token,) in chosen[:-1]])
+    new: list[list[int]] = [[] for _ in rows]
+    for tokens in chosen:
+        for row, token, its in zip(rows, tokens, new, strict=True):
+            if row.left and row.accept(token) is not None:
+                its.append(token)
+    # What was computed after a text's end is nobody's.
+    ends = [min(len(row.window), n) for row, n in zip(rows, cache.lengths, strict=True)]
+    if ends != cache.lengths:
+        cache.truncate(ends)
     return new
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +25,24 @@ from minigpt.cache.kvcache import KVCache
 from minigpt.cache.origin import Origin
 from minigpt.cache.paged import PagedCache
 from minigpt.generation.decoding import Row
+from minigpt.generation.device_steps import steps_for
 from minigpt.generation.request import Counts, Request, RequestStream, Work
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT, require_model
+from minigpt.numerics.copies import recheck
 from minigpt.support.checks import is_number, whole
 from minigpt.support.errors import MinigptError
 from minigpt.support.memory import available_memory
 from minigpt.support.modes import evaluating
 
 REMEMBERED = 2**16  # pieces of work in the record
+
+
+class Choice(NamedTuple):
+    """A token that was chosen on the device, and its row's generator after that."""
+
+    token: int
+    state: Tensor
 
 
 class Engine:
@@ -146,6 +156,7 @@ class Engine:
             self.model, ids, max_new_tokens, sampler, seed, stop_tokens, policy,
             top_log_probabilities,
         )  # fmt: skip
+        recheck(self.model)
         if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
             raise MinigptError(f"max_seconds is {max_seconds!r}, needed a positive number")
         longest = min(len(row.window) + row.left - 1, row.limit)  # the last token has no keys
@@ -219,8 +230,8 @@ class Engine:
                 # bits. The oldest never does, and fits when it is alone: so everyone's turn comes.
                 while sum(self._missing(r, 1) for r in self._ready()) > self._pool.available:
                     self._put_back(self.running[-1])
-                logits = self._decode(self._ready())
-            self._choose(logits)
+                decoded = self._decode(self._ready())
+            self._choose(decoded)
             return bool(self.running or self.waiting)
 
     def _ready(self) -> list[Request]:
@@ -291,41 +302,73 @@ class Engine:
         self.counts.prefilled += tokens
         self._note(request, "prefill", tokens)
 
-    def _decode(self, ready: list[Request]) -> list[tuple[Request, Tensor]]:
-        """The last token of each text, in one pass: the logits (V,) of what follows it."""
+    def _decode(self, ready: list[Request]) -> list[tuple[Request, Tensor, Choice | None]]:
+        """The last token of each text, in one pass: the logits (V,) of what follows it, and what
+        that is if it was chosen already."""
         if not ready:
             return []
         self._join([request for request in ready if request.cache is not None])
         assert self._cache is not None
-        last = [[request.row.window[-1]] for request in self._rows]
-        logits = self.model.next_logits(self._tensor(last), cache=self._cache)
+        last = [request.row.window[-1] for request in self._rows]
+        steps = steps_for(self.model, self._cache)
+        if steps is None:
+            logits = self.model.next_logits(self._tensor([[n] for n in last]), cache=self._cache)
+            choices: list[Choice | None] = [None] * len(last)
+        else:
+            logits = steps.logits(last)
+            choices = self._choose_on_device(logits)
         self._cache.publish()
         for request in self._rows:
             request.held += 1
             self._note(request, "decode", 1)
         self.counts.decoded += len(self._rows)
-        return list(zip(self._rows, logits, strict=True))
+        return list(zip(self._rows, logits, choices, strict=True))
 
-    def _choose(self, logits: list[tuple[Request, Tensor]]) -> None:
+    def _choose_on_device(self, logits: Tensor) -> list[Choice | None]:
+        """For everyone whose next token depends on its logits alone and who shows them to nobody,
+        with one look for each way of choosing. What is no number is left to be told of later."""
+        choices: list[Choice | None] = [None] * len(self._rows)
+        sound = logits.amax(-1).isfinite().tolist()
+        ways: dict[Sampler, list[int]] = {}
+        for n, request in enumerate(self._rows):
+            if sound[n] and request.on_logits is None and request.row.may_choose_on_device:
+                ways.setdefault(request.row.sampler, []).append(n)
+        for sampler, places in ways.items():
+            rows = [self._rows[n].row for n in places]
+            before = [row.generator.get_state() for row in rows]
+            noise = None
+            if sampler.draws:
+                noise = torch.stack([row.noise() for row in rows]).to(logits.device)
+            tokens = sampler.pick(logits[places], noise).tolist()
+            for n, row, token, state in zip(places, rows, tokens, before, strict=True):
+                choices[n] = Choice(token, row.generator.get_state())
+                row.generator.set_state(state)  # nothing is drawn before the token is taken
+        return choices
+
+    def _choose(self, decoded: list[tuple[Request, Tensor, Choice | None]]) -> None:
         """Everyone's next token. Here users' functions run, and may submit or cancel as well."""
         try:
-            for request, its in logits:
+            for request, logits, choice in decoded:
                 if not request.done:
-                    self._take(request, its)
+                    self._take(request, logits, choice)
         finally:  # also when Ctrl-C came in between
-            for request, _ in logits:
+            for request, *_ in decoded:
                 if not request.done and request.pending:
                     # The window moved at the context's end, or no token was chosen: begin anew.
                     self._release(request)
                     self._begin(request)
 
-    def _take(self, request: Request, logits: Tensor) -> None:
+    def _take(self, request: Request, logits: Tensor, choice: Choice | None) -> None:
         row = request.row
         try:
             if request.on_logits is not None:
                 logits = logits.clone()  # not to be changed for anyone else
                 request.on_logits(logits)
-            token = row.take(logits)
+            if choice is None:
+                token = row.take(logits)
+            else:
+                row.generator.set_state(choice.state)
+                token = row.accept(choice.token)
             if token is not None:
                 request.times.append(time.perf_counter() - request.submitted)
                 row.result.prefill_seconds = request.times[0]

@@ -279,10 +279,9 @@ class Sampler:
         Args:
             noise: (B, V), each row from `noise`; None for a greedy one.
         """
-        logits = logits.float()
         if noise is None:
             return logits.argmax(-1)
-        return (self._filter(logits).softmax(-1) / noise).argmax(-1)
+        return (self._filter(logits.float()).softmax(-1) / noise).argmax(-1)
 
     def distribution(
         self, logits: Tensor, history: Sequence[int] = (), never: Iterable[int] = ()

@@ -48,7 +48,7 @@ def visible(starts: Sequence[int], T: int, S: int, device: torch.device) -> Tens
     return torch.arange(S, device=device) <= positions[:, None, :, None]
 
 
-KEY_BLOCK = 128  # exact attention meets keys in whole blocks of this many positions
+KEY_BLOCK = 64  # exact attention meets keys in whole blocks of this many positions
 
 
 def whole_blocks(positions: int) -> int:
@@ -56,40 +56,11 @@ def whole_blocks(positions: int) -> int:
     return -(-positions // KEY_BLOCK) * KEY_BLOCK
 
 
-class DeviceStarts(tuple[int, ...]):
-    """Where each row goes on, when only the device knows exactly: one new token a row.
-
-    The numbers themselves are the latest start that each row may have, the last position of a
-    block of keys: so much the host must know, to say how many keys are read. A step that is
-    captured once and replayed therefore serves every position of a block.
-
-    Args:
-        blocks: of keys, that each row's start lies in: 1 for positions 0 to 127.
-        positions: (B,), on the device.
-    """
-
-    positions: Tensor
-    hidden: Tensor  # (B, S) bool: the keys that come after each row's new one
-
-    def __new__(cls, blocks: Sequence[int], positions: Tensor) -> DeviceStarts:
-        starts = super().__new__(cls, (block * KEY_BLOCK - 1 for block in blocks))
-        starts.positions = positions
-        keys = torch.arange(max(blocks) * KEY_BLOCK, device=positions.device)
-        starts.hidden = keys > positions[:, None]
-        return starts
-
-    def split(self) -> list[DeviceStarts]:
-        """Each row's, for itself."""
-        blocks = [(latest + 1) // KEY_BLOCK for latest in self]
-        return [
-            DeviceStarts([n], one) for n, one in zip(blocks, self.positions.split(1), strict=True)
-        ]
-
-
 class RowOps(ABC):
     """What a layer may ask for. Every method maps rows to rows and keeps their order."""
 
     name: str
+    keys_by_position = True  # must a query meet as many blocks of keys as its own position says?
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
@@ -116,11 +87,8 @@ class RowOps(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
         """Each text's attention for itself."""
-        each: Sequence[Sequence[int]] = [[its] for its in starts]
-        if isinstance(starts, DeviceStarts):
-            each = starts.split()
-        rows = zip(q.split(1), k.split(1), v.split(1), each, strict=True)
-        return torch.cat([self.attention(*qkv, its, scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
+        rows = zip(q.split(1), k.split(1), v.split(1), starts, strict=True)
+        return torch.cat([self.attention(*qkv, [its], scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
 
     def _in_halves(
         self,

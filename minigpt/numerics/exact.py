@@ -53,7 +53,6 @@ from torch import Tensor
 from minigpt.numerics.base import (
     ACTIVATION,
     KEY_BLOCK,
-    DeviceStarts,
     RowOps,
     finite,
     finite_positions,
@@ -71,6 +70,7 @@ from minigpt.numerics.certificates import (
     rowwise_sizes,
 )
 from minigpt.numerics.copies import Copies
+from minigpt.numerics.device_attention import DeviceStarts, exactly
 from minigpt.numerics.exact_product import ExactProduct, WithLinearGradient
 from minigpt.numerics.place import Place, flushes_denormals, noted
 from minigpt.support.errors import MinigptError
@@ -105,8 +105,10 @@ class ExactOps(RowOps):
     ) -> Tensor:
         if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
             q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        if isinstance(starts, DeviceStarts):
+            return exactly(q, k, v, starts, scale)
         (B, H, T, D), G = q.shape, k.shape[1]
-        if B == T == 1 and dropout == 0 and not isinstance(starts, DeviceStarts):
+        if B == T == 1 and dropout == 0:
             return _attend_to_all(q, k, v, starts[0], scale)
         start, place = max(starts), Place.of(q)
         end = start + T
@@ -135,11 +137,7 @@ class ExactOps(RowOps):
             calls, S = found
             queries = q if until - since == T else q[:, :, since - start : until - start]
             keys, values = (k, v) if k.shape[2] == S else (k[:, :, :S], v[:, :, :S])
-            offsets: tuple[int, ...] | Tensor = (since - low,)
-            if isinstance(starts, DeviceStarts):
-                offsets = starts.hidden[:, :S]
-            elif ragged:
-                offsets = tuple(s - low for s in starts)
+            offsets = tuple(s - low for s in starts) if ragged else (since - low,)
             done.append(_attend_in_block(queries, keys, values, offsets, calls, scale, dropout))
         return done[0] if len(done) == 1 else torch.cat(done, 2)
 
@@ -241,7 +239,7 @@ def _attend_in_block(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: tuple[int, ...] | Tensor,
+    offsets: tuple[int, ...],
     calls: AttentionCalls,
     scale: float,
     dropout: float,
@@ -249,17 +247,13 @@ def _attend_in_block(
     """Attention of queries (B, H, T, D) that lie in the last block of the keys (B, G, S, D).
 
     `offsets` says how far into the block the first query is: one number for all, or one for each
-    sequence, of a single query then; or which keys that one does not see, (B, S).
+    sequence, of a single query then.
     """
     T, S = q.shape[2], k.shape[2]
     done, offset = [], 0
     for take, size in plan(T, calls.sizes):
         part = q if take == T else q[:, :, offset : offset + take]
-        if isinstance(offsets, Tensor):
-            hidden = offsets[:, None, None].expand(-1, 1, size, S)
-            mask = torch.where(hidden, -torch.inf, 0.0).to(q.dtype)
-        else:
-            mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
+        mask = _mask(tuple(o + offset for o in offsets), size, S, q.dtype, q.device)
         if dropout > 0:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
             y = F.scaled_dot_product_attention(padded(part, size, 2), k, v, mask, dropout)

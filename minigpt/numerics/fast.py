@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from minigpt.numerics.base import (
     ACTIVATION,
-    DeviceStarts,
     RowOps,
     finite,
     finite_positions,
@@ -21,6 +20,7 @@ from minigpt.numerics.base import (
 )
 from minigpt.numerics.certificates import PackedShape, packed_works
 from minigpt.numerics.copies import COPY_FROM, Copies, LinearKernel, Packed
+from minigpt.numerics.device_attention import DeviceStarts, quickly
 from minigpt.numerics.place import Place
 
 PIECEWISE = range(192, 768)  # queries; torch's kernel lets so many meet all keys up to number 512
@@ -31,6 +31,7 @@ class FastOps(RowOps):
     """The quickest kernel for the rows at hand."""
 
     name = "fast"
+    keys_by_position = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, copies: Copies) -> Tensor:
         if torch.compiler.is_compiling():
@@ -71,7 +72,7 @@ class FastOps(RowOps):
         self, q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float, dropout: float
     ) -> Tensor:
         if isinstance(starts, DeviceStarts):
-            return attend_on_device(q, k, v, starts, scale)
+            return quickly(q, k, v, starts, scale)
         T, start, even = q.shape[2], max(starts), min(starts) == max(starts)
         if T > 1 and self._may_look(q, k, v):
             new = [x[:, :, min(starts) : start + T] for x in (k, v)]
@@ -127,10 +128,10 @@ def _in_pieces(q: Tensor, k: Tensor, v: Tensor, scale: float, grouped: bool) -> 
     for low in range(0, T, PIECE):
         end = min(low + PIECE, T)
         part, keys, values = q[:, :, low:end], k[:, :, :end], v[:, :, :end]
-        hidden = mask[low:end, :end]
+        future = mask[low:end, :end]
         done.append(
             F.scaled_dot_product_attention(
-                part, keys, values, hidden, scale=scale, enable_gqa=grouped
+                part, keys, values, future, scale=scale, enable_gqa=grouped
             )
         )
     return torch.cat(done, 2)
@@ -141,18 +142,3 @@ def _future(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What hides it, (count, count): 0 where query t sees key s, else -inf."""
     with torch.inference_mode(False):
         return torch.full((count, count), -torch.inf, dtype=dtype, device=device).triu(1)
-
-
-def attend_on_device(q: Tensor, k: Tensor, v: Tensor, starts: DeviceStarts, scale: float) -> Tensor:
-    """Attention of one query a row, (B, H, 1, D), in two products that no position is baked into.
-
-    The fused kernel gives a single query's head to one multiprocessor of many.
-    """
-    (B, H, _, D), G, S = q.shape, k.shape[1], max(starts) + 1
-    k, v = k[:, :, :S].flatten(0, 1), v[:, :, :S].flatten(0, 1)  # (N, S, D), with N = B·G
-    q = q.reshape(B * G, H // G, D)
-    hidden = starts.hidden[:, None, : k.shape[1]]  # (B, 1, S)
-    # baddbmm scales the scores in the product, where beta = 0 ignores what it is given.
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
-    scores.view(B, H, -1).masked_fill_(hidden, -torch.inf)
-    return torch.bmm(scores.softmax(-1), v).view(B, H, 1, D)

@@ -20,7 +20,7 @@ from minigpt.study.ways import Check, Ways, random_tokens
 from minigpt.support.errors import MinigptError
 from minigpt.support.tables import table
 
-POSITIONS = 2 * KEY_BLOCK + 16  # two whole key blocks and the start of a third
+POSITIONS = 4 * KEY_BLOCK + 16  # whole key blocks, and the start of one
 THREADS = (1, 2, 3, 5, 7, 8, 16)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Width, heads, and the fewer key/value heads of the grouped variant.

@@ -25,6 +25,7 @@ from minigpt.generation.decoding import Row
 from minigpt.generation.sampling import Sampler, TokenLogProb, log_probabilities
 from minigpt.model import GPT
 from minigpt.numerics.base import attention_weights
+from minigpt.numerics.copies import recheck
 from minigpt.numerics.recorder import Recorded, recording
 from minigpt.study.pages import write_page
 from minigpt.support.checks import whole
@@ -176,6 +177,7 @@ def trace(
         frequency_penalty, logit_bias, no_repeat_ngram_size, min_new_tokens, logits_processor,
     )  # fmt: skip
     row = Row(model, ids, max_new_tokens, sampler, seed, stop_tokens=())
+    recheck(model)
     config, given = model.config, len(row.window)
     longest = min(given + max_new_tokens - 1, config.n_positions)
     _refuse_large(config, given, longest)

@@ -196,6 +196,8 @@ class Run:
                 block.forward = partial(recomputed, block.forward, use_reentrant=False)
             if config.compile:
                 block.compile()
+        # The loss reads logits in half precision as often as its steps are many, unless compiled.
+        self.loss = torch.compile(cross_entropy) if config.compile else cross_entropy
         kind, dtype = processes.device.type, getattr(torch, config.precision)
         self.autocast = partial(torch.autocast, kind, dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
@@ -219,13 +221,18 @@ class Run:
             with without_exchange(self.network, piece == len(batches)):
                 with self.autocast():
                     logits = self.network(inputs.to(loss.device))  # (R, T, V)
-                    part = cross_entropy(logits, targets.to(loss.device)) / count
+                    part = self.loss(logits, targets.to(loss.device)) / count
                 loss += part.detach()
                 # Processes average their gradients; this loss is to be added up over them.
                 self.scaler.scale(part * self.processes.count).backward()
         self.scaler.unscale_(self.optimizer)
         limit = config.clip or math.inf
-        norm = gather(clip_grad_norm_(trained(self.model).values(), limit)).item()  # before it
+        norm_before = gather(clip_grad_norm_(trained(self.model).values(), limit))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        # Looking at numbers waits for the device, so it comes when all has been asked for.
+        norm = norm_before.item()
         [total] = self.processes.sums(loss.item())
         if not math.isfinite(total) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             raise MinigptError(
@@ -233,9 +240,6 @@ class Run:
                 f"numbers: the last checkpoint and the best model in {self.directory} are as they "
                 f"were, so lower learning_rate, or warm up for longer"
             )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
         state.step += 1
         average = total if state.average is None else state.average
         state.average = average + 0.05 * (total - average)

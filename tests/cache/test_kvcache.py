@@ -209,7 +209,7 @@ class TestNothingIsWrittenWhen:
         ({"max_length": 161}, "max_length is 161, but this model has 160 positions"),
         ({"max_length": 2.5}, "max_length is 2.5, needed"),
         ({"kind": "magic"}, "cache kind is 'magic', needed one of static, growing, paged"),
-        ({"kind": "paged", "page": 24}, "page is 24, needed a divisor of 128"),
+        ({"kind": "paged", "page": 24}, "page is 24, needed a divisor or a multiple of 64"),
         ({"kind": "window", "window": 0}, "window is 0, needed"),
         ({"kind": "window", "sinks": -1}, "sinks is -1, needed"),
         ({"kind": "static", "window": 3}, "a static cache has no setting 'window'"),

@@ -123,3 +123,11 @@ def test_numbers_of_a_broken_text_do_not_leak_into_the_next(exact, text):
     cache.pool.data[:, :, :, 1:] = torch.nan
     cache.reset()
     assert torch.equal(exact(text(1, 70), cache=cache), exact(text(1, 70)))
+
+
+@pytest.mark.parametrize("page", [1, 4, 64, 128, 192])
+def test_pages_of_any_size_give_the_same_logits(exact, text, page):
+    tokens = text(1, 150)
+    cache = exact.new_cache(kind="paged", page=page)
+    cached = [exact(part, cache=cache) for part in tokens.split([50, *[1] * 30, 40, 30], 1)]
+    assert torch.equal(torch.cat(cached, 1), exact(tokens))

@@ -90,6 +90,16 @@ class Surgery(RuleBasedStateMachine):
         if len(some) + len(more) <= ROWS:
             self.add(KVCache.concat([one, other]), some + more)
 
+    @precondition(lambda self: len(self.caches) > 1)
+    @rule(data=st.data())
+    def adopt(self, data):
+        (one, some), (other, more) = self.pick(data), self.pick(data)
+        if one is not other and len(more) == 1:
+            rows = data.draw(st.lists(st.integers(0, len(some) - 1), max_size=2))
+            one.adopt(rows, other)
+            for row in rows:
+                some[row] = list(more[0])
+
     @rule(data=st.data())
     def reset(self, data):
         cache, texts = self.pick(data)
@@ -227,6 +237,42 @@ def test_expanding_beyond_memory_is_refused_with_an_estimate(exact, text, kind):
     with pytest.raises(MinigptError, match=r"needs [\d,]+ bytes, which cpu does not have"):
         cache.expand(10**8)
     assert cache.lengths == [5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_may_adopt_another_caches_and_the_others_go_on(exact, text, kind):
+    cache, other = exact.new_cache(3, kind=kind), exact.new_cache(kind=kind)
+    exact(text(3, 20), cache=cache)
+    exact(text(1, 9, seed=1), cache=other)
+    want = KVCache.concat([cache.select([0]), other, cache.select([2])])
+    cache.adopt([1], other)
+    assert (cache.lengths, cache.tokens) == (want.lengths, want.tokens)
+    new = text(3, 4, seed=2)
+    assert torch.equal(exact(new, cache=cache), exact(new, cache=want))
+    assert other.lengths == [9]
+    assert kind != "paged" or [len(table) for table in cache.tables] == [2, 1, 2]  # of 16 each
+
+
+@pytest.mark.parametrize(
+    ("adopt", "sentence"),
+    [
+        (lambda c: c.adopt([3], c.select([0])), "cannot select row 3"),
+        (lambda c: c.adopt([0], c.select([0, 1])), "cannot be adopted, needed another cache, of"),
+        (lambda c: c.adopt([0], 3), "3 cannot be adopted, needed another cache"),
+        (lambda c: c.adopt([0], c), "cannot be adopted, needed another cache"),
+    ],
+)
+def test_what_cannot_be_adopted_is_refused(ragged, adopt, sentence):
+    with pytest.raises(MinigptError, match=sentence):
+        adopt(ragged)
+    assert ragged.lengths == [5, 20, 12]
+
+
+def test_a_row_longer_than_there_is_room_for_is_not_adopted(exact, text):
+    cache, other = exact.new_cache(2, max_length=8), exact.new_cache()
+    exact(text(1, 9), cache=other)
+    with pytest.raises(MinigptError, match="has room for 8"):
+        cache.adopt([0], other)
 
 
 @pytest.mark.parametrize("change", [{"dtype": torch.bfloat16}, {"n_layer": 3}, {"n_kv_head": 1}])

@@ -15,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from minigpt import GPT, Engine, GPTConfig, MinigptError, generate
 from minigpt.cache.paged import following
+from minigpt.generation import engine
+from minigpt.generation.device_steps import DeviceSteps, steps_for
 from minigpt.generation.sampling import Sampler
 
 SAMPLING = {"temperature": 0.9, "top_k": 50}
@@ -199,6 +201,26 @@ class Traffic(RuleBasedStateMachine):
             assert self.engine._pool.available == self.engine.pages
 
 
+class TrafficByRecordedSteps(Traffic):
+    """The same by steps that live on the device, as a GPU would replay them."""
+
+    @initialize()
+    def force_steps(self):
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(engine, "steps_for", forced)
+
+    def teardown(self):
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "patch"):
+                self.patch.undo()
+
+
+def forced(model, cache):
+    return steps_for(model, cache, force=True)
+
+
 TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(
     max_examples=30,
@@ -206,6 +228,8 @@ TestTraffic.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+TestTrafficByRecordedSteps = TrafficByRecordedSteps.TestCase
+TestTrafficByRecordedSteps.settings = settings(TestTraffic.settings, max_examples=10)
 
 
 @pytest.fixture
@@ -358,6 +382,71 @@ def test_a_callback_may_submit_and_cancel_but_not_step(exact, prompts):
     assert third.finish_reason == "error" and "in the middle of a step" in str(third.error)
 
 
+@pytest.fixture
+def by_recorded_steps(monkeypatch):
+    """Steps that live on the device, as on a GPU: how many rows each had."""
+    used, logits = [], DeviceSteps.logits
+
+    def counted(self, tokens):
+        used.append(len(tokens))
+        return logits(self, tokens)
+
+    monkeypatch.setattr(DeviceSteps, "logits", counted)
+    monkeypatch.setattr(engine, "steps_for", forced)
+    return used
+
+
+HOWS = [
+    {}, {}, {"temperature": 1.0}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_p": 1},
+    {"temperature": 1.0, "repetition_penalty": 1.3}, {"top_log_probabilities": 1},
+    {"temperature": 1.0, "min_new_tokens": 12}, {"stop_tokens": list(range(0, 200, 9))},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_everyone_chooses_in_a_way_of_its_own(exact, prompts, device, request, monkeypatch):
+    used = request.getfixturevalue("by_recorded_steps") if device else []
+    places, choose = [], Sampler.choose
+
+    def counted(self, *rest):
+        places.append(self)
+        return choose(self, *rest)
+
+    monkeypatch.setattr(Sampler, "choose", counted)
+    texts = Engine(exact, batch=4, chunk=50)
+    requests = [texts.submit(prompts[n % 5], 14, **how) for n, how in enumerate(HOWS)]
+    texts.run()
+    if device:  # the choices of those alone for which the logits are not all
+        assert {sampler.forgets for sampler in places} == {True, False}
+        assert len(places) < sum(used)
+    monkeypatch.undo()
+    for n, (how, text) in enumerate(zip(HOWS, requests, strict=True)):
+        alone = generate(exact, prompts[n % 5], 14, **how)
+        assert (text.tokens, text.finish_reason) == (alone.tokens, alone.finish_reason)
+        assert text.result.log_probabilities == alone.log_probabilities
+
+
+def test_steps_are_recorded_once_for_a_number_of_rows(exact, prompts, by_recorded_steps, tapes):
+    texts = Engine(exact, batch=4, chunk=50)
+    requests = [texts.submit(prompts[n % 5], 20, temperature=1.0, seed=n) for n in range(9)]
+    texts.run()
+    for n, text in enumerate(requests):
+        assert text.tokens == generate(exact, prompts[n % 5], 20, temperature=1.0, seed=n).tokens
+    assert 1 <= len(tapes) <= 8  # 1 to 4 rows, before and after the block's end
+    assert len(by_recorded_steps) > 40
+
+
+@pytest.mark.usefixtures("by_recorded_steps")
+def test_logits_that_are_no_numbers_end_the_request_that_comes_to_them(exact, prompts):
+    with torch.no_grad():
+        exact.wpe.weight[45] = torch.nan
+    texts = Engine(exact)
+    bad, good = texts.submit(prompts[1], 20), texts.submit(prompts[0], 20)
+    texts.run()
+    assert (bad.finish_reason, len(bad.tokens), len(good.tokens)) == ("error", 45 - 40 + 1, 20)
+    assert "wpe" in str(bad.error)
+
+
 @pytest.mark.parametrize("where", ["on_token", "on_logits", "logits_processor"])
 def test_an_exception_in_a_callback_ends_its_request_only(exact, prompts, where):
     def fail(*_):
@@ -381,22 +470,28 @@ def test_a_hook_changes_the_logits_of_its_own_request_only(exact, prompts):
     assert other.tokens == generate(exact, prompts[0], 3).tokens
 
 
-def test_ctrl_c_between_two_tokens_loses_nothing(exact, prompts):
-    engine, pressed = Engine(exact), []
+@pytest.mark.parametrize("device", [True, False])
+def test_ctrl_c_between_two_tokens_loses_nothing(exact, prompts, device, request):
+    if device:
+        request.getfixturevalue("by_recorded_steps")
+    engine, pressed = Engine(exact, batch=11, chunk=400), []
 
     def press(token):
-        if not pressed:
-            pressed.append(token)
+        pressed.append(token)
+        if len(pressed) in (1, 4):
             raise KeyboardInterrupt
 
     how = {"max_new_tokens": 8, "temperature": 1.0}
     engine.submit(prompts[0], on_token=press, **how)
     others = [(*submitted(engine, ids, **how), ids, how, exact) for ids in prompts]
-    with pytest.raises(KeyboardInterrupt):
-        engine.run()
+    unseen = [engine.submit(ids, **how) for ids in prompts]
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
     engine.run()
     for each in others:
         assert_same(*each)
+    assert [one.tokens for one in unseen] == [each[0].tokens for each in others]
 
 
 def test_a_request_may_have_a_limit_of_time(exact, prompts):
@@ -470,7 +565,7 @@ def test_log_probabilities_and_times_come_along(exact, prompts):
         ({"chunk": 0}, "chunk is 0, needed"),
         ({"memory": 5}, "memory is 5, needed a whole number of at least"),
         ({"memory": 2**60}, "the engine was to keep .* are free: give a smaller memory"),
-        ({"page": 3}, "page is 3, needed a divisor of 128"),
+        ({"page": 3}, "page is 3, needed a divisor or a multiple of 64"),
     ],
 )
 def test_sizes_out_of_range_are_refused(exact, arguments, sentence):

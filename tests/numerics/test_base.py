@@ -70,7 +70,7 @@ class TestAttend:
 
 
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
-@pytest.mark.parametrize("start", [0, 1, 127, 128, 130])
+@pytest.mark.parametrize("start", [0, 1, 63, 64, 127, 128, 130])
 @pytest.mark.parametrize("count", [1, 3, 140])
 def test_attention_is_the_formula(numerics, start, count):
     q, k, v = heads(2, count, start + count)
@@ -81,7 +81,7 @@ def test_attention_is_the_formula(numerics, start, count):
 
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("starts", [(5, 0, 3), (130, 127, 128), (131, 2, 140)])
+@pytest.mark.parametrize("starts", [(5, 0, 3), (130, 127, 128), (131, 2, 140), (63, 64, 65)])
 def test_attention_of_rows_of_different_lengths_is_the_formula(numerics, count, starts):
     q, k, v = heads(3, count, max(starts) + count)
     got = row_ops(numerics).attention(q, k, v, starts, 0.3, 0.0)
@@ -90,7 +90,7 @@ def test_attention_of_rows_of_different_lengths_is_the_formula(numerics, count, 
 
 
 def test_whole_blocks_are_the_next_multiple():
-    assert [whole_blocks(n) for n in (1, 127, 128, 129)] == [128, 128, 128, 256]
+    assert [whole_blocks(n) for n in (1, 63, 64, 65)] == [64, 64, 64, 128]
 
 
 def test_fast_attention_does_not_look_into_the_room_behind_the_keys():

@@ -31,7 +31,6 @@ def test_every_part_is_a_function():
     assert {part.name for part in PARTS} == set(FUNCTIONS)
 
 
-@pytest.mark.slow
 def test_every_part_finds_something_and_nothing_unequal(tmp_path):
     pytest.importorskip("transformers")
     result = run(tmp_path, "--seconds", "400")
@@ -42,6 +41,8 @@ def test_every_part_finds_something_and_nothing_unequal(tmp_path):
     equal = [entry["equal"] for entry in entries if "equal" in entry]
     assert len(equal) > 20
     assert all(equal)
+    beside = [entry["value"] for entry in entries if "beside texts alone" in entry["what"]]
+    assert beside == [True] * 9  # batches of two kinds and engines, three ways of choosing
 
 
 def test_no_part_takes_more_than_there_is(tmp_path):

@@ -18,7 +18,7 @@ from minigpt.study.matrix import COLUMNS, POSITIONS, ROWS, cell, start
 
 # One key block and the start of a second are enough for the wide ones here, and three times as
 # quick; `minigpt verify --matrix` takes all of them over three blocks.
-POSITIONS_OF = {"toy": POSITIONS, "124M": KEY_BLOCK + 4, "XL": KEY_BLOCK + 4}
+POSITIONS_OF = {"toy": POSITIONS, "124M": 2 * KEY_BLOCK + 4, "XL": 2 * KEY_BLOCK + 4}
 HERE = [column for column in COLUMNS if (column.width, column.dtype) != ("toy", torch.float32)]
 
 

@@ -18,7 +18,7 @@ from minigpt.training import state as checkpoint
 from minigpt.training.curves import read
 from minigpt.training.data import Corpus
 from minigpt.training.loop import CHECKPOINTS, Run, rate, train
-from minigpt.training.losses import Evaluation, evaluate
+from minigpt.training.losses import Evaluation, cross_entropy, evaluate
 from minigpt.training.parallel import Processes
 from minigpt.training.recipes import TrainConfig
 from minigpt.training.sources import Text
@@ -241,20 +241,27 @@ class TestAStep:
         assert torch.equal(a_run.tensors()["wte.weight"], before)
         assert a_run.scaler.get_scale() == 2.0**39
 
-    def test_compiles_its_blocks_once_and_not_for_evaluations(self, tmp_path, monkeypatch):
-        compiled = []
+    def test_compiles_its_blocks_and_the_loss_once_and_not_for_evaluations(
+        self, tmp_path, monkeypatch
+    ):
+        compiled, for_real = [], torch.compile
 
-        def compile_quickly(block):
+        def compile_quickly(what):
             def backend(graph, inputs):
-                compiled.append(block)
+                compiled.append(getattr(what, "__self__", what))
                 return graph
 
-            block._compiled_call_impl = torch.compile(block._call_impl, backend=backend)
+            return for_real(what, backend=backend)
 
-        monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+        def compile_block(block):
+            block._compiled_call_impl = compile_quickly(block._call_impl)
+
+        monkeypatch.setattr(torch, "compile", compile_quickly)
+        monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
+        monkeypatch.setattr("minigpt.training.loop.require_compiler", lambda device: None)
         torch.compiler.reset()
         model, _ = run(tmp_path / "compiled", replace(CONFIG, compile=True))
-        assert compiled == [model.h[0]]
+        assert compiled == [model.h[0], cross_entropy]
         assert same(model, run(tmp_path / "plain")[0])
 
 
