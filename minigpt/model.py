@@ -106,7 +106,7 @@ class MLP(RowModule):
         self.resid_pdrop = config.resid_pdrop
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.c_proj(self.ops.activation(self.c_fc(x), self.activation))
+        y = self.c_proj(self.ops.activated(self.c_fc, x, self.activation))
         return F.dropout(y, self.resid_pdrop) if self.training else y
 
 

@@ -113,6 +113,10 @@ class RowOps(ABC):
     def activation(self, x: Tensor, name: str) -> Tensor:
         """One of `config.ACTIVATIONS`, element by element."""
 
+    def activated(self, linear: nn.Module, x: Tensor, name: str) -> Tensor:
+        """The activation of what a layer makes of x."""
+        return self.activation(linear(x), name)
+
     @abstractmethod
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise the last dimension, then scale and shift."""

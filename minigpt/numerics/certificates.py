@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear
+from minigpt.numerics.base import ACTIVATION, KEY_BLOCK, plain_linear, whole_blocks
 from minigpt.numerics.calls import TILE
 from minigpt.numerics.certificate_file import Kind, kept
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, pack
@@ -24,6 +24,7 @@ from minigpt.numerics.place import Place
 from minigpt.numerics.probe_numbers import Draw
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # rows a call may have, once certified
+QUERIES = (1, 2, 3, *(size for size in SIZES if 2 < size <= KEY_BLOCK))  # for attention
 PROBE_LIMIT = 2.5e9  # multiplications in the largest call probed; wider ones gain nothing more
 
 
@@ -115,7 +116,7 @@ class AttentionShape(NamedTuple):
     batch_size: int
     kv_heads: int
     group: int  # query heads per key/value head
-    keys: int
+    keys: int  # whole blocks; or fewer, where the rest of the last block is hidden from all queries
     head_dim: int
     place: Place
 
@@ -408,11 +409,16 @@ def attention_calls(shape: AttentionShape) -> AttentionCalls:
     """The kernel, and the numbers of queries per head for which it has the reference's bits.
 
     The reference is one sequence alone with `TILE` queries per head; it also decides the kernel,
-    which on CPUs is the fused one where that treats every query alike. (On a GPU a step of 64
-    texts takes 1.33 ms with the plain one and 1.55 with this.)
+    which on CPUs is the fused one where that treats every query alike. (On a GPU neither is clearly
+    quicker, and the plain one has been tried more.)
+
+    Fewer keys than whole blocks are compared with whole blocks, of which the rest is hidden: for a
+    few queries and the fused kernel, which reads the keys most of the time then.
     """
-    sizes = tuple(size for size in SIZES if size <= KEY_BLOCK)
-    for kernel in ATTENTION if shape.place.device.type == "cpu" else ("plain",):
+    kernels, sizes = tuple(ATTENTION), QUERIES
+    if shape.keys % KEY_BLOCK:
+        kernels, sizes = ("fused",), tuple(size for size in sizes if size <= TILE)
+    for kernel in kernels if shape.place.device.type == "cpu" else ("plain",):
         calls = _attention_by(kernel, shape, sizes)
         if calls is not None:
             return calls
@@ -452,13 +458,20 @@ def _attention_stages(kernel: str, shape: AttentionShape, draw: Draw) -> Iterato
     The first two go through the whole kernel. In one the scores are rounding errors, and scaled up
     until they matter. In the other keys come twice, with values that cancel, so what comes out is
     rounding errors. Where weights are written down, all three steps are looked at one by one too.
+    The sequence alone meets whole blocks of keys.
     """
     B, G, R, S, D = shape[:5]
-    H, half = G * R, S // 2
+    H, half, hidden = G * R, S // 2, whole_blocks(S) - S
     attention = ATTENTION[kernel]
 
-    def whole(k: Tensor, v: Tensor, scale: float, count: int) -> Callable[[Tensor], Tensor]:
-        k, v = k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)
+    def alone(k: Tensor, v: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+        k, v = (torch.cat([x, draw.normal(1, G, hidden, D)], 2) for x in (k, v))
+        shown = k.new_zeros(1, 1, 1, S)
+        mask = F.pad(shown, (0, hidden), value=-torch.inf)
+        return lambda q: attention(q, k, v, mask.repeat(1, 1, q.shape[2], 1), scale)
+
+    def in_batch(k: Tensor, v: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+        k, v = k.repeat(B, 1, 1, 1), v.repeat(B, 1, 1, 1)
         return lambda q: attention(q, k, v, q.new_zeros(1, 1, q.shape[2], S), scale)
 
     q, k = draw.cancelling(H * TILE, D, G * S)
@@ -466,12 +479,12 @@ def _attention_stages(kernel: str, shape: AttentionShape, draw: Draw) -> Iterato
     noise = float((q.float() @ k.float().repeat_interleave(R, 1).mT).std())
     v = draw.normal(1, G, S, D)
     scale = min(1 / noise, 1e3 if q.dtype == torch.float16 else 1e12) if noise > 0 else 1.0
-    yield whole(k, v, scale, 1), q, whole(k, v, scale, B)
+    yield alone(k, v, scale), q, in_batch(k, v, scale)
     order = torch.randperm(half, generator=draw.generator).to(k.device)
     k, v = draw.normal(1, G, half, D), 4 * draw.normal(1, G, half, D)
     k, v = torch.cat([k, k[:, :, order]], 2), torch.cat([v, -v[:, :, order]], 2)
     v[..., 1::2] = draw.normal(1, G, S, D)[..., 1::2]
-    yield whole(k, v, D**-0.5, 1), draw.normal(1, H, TILE, D), whole(k, v, D**-0.5, B)
+    yield alone(k, v, D**-0.5), draw.normal(1, H, TILE, D), in_batch(k, v, D**-0.5)
     if kernel == "plain":
         q, k = draw.telling_product(H * TILE, D, G * S)
         q, k = q.view(1, H, TILE, D), k.T.contiguous().view(1, G, S, D)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Copies:
         found: Made = made[key]
         return found
 
-    def packed(self, weight: Tensor) -> LinearKernel | None:
+    def packed(self, weight: Tensor) -> Packed | None:
         """The packed product, or None where there is none."""
         if weight.device.type != "cpu" or torch.compiler.is_compiling():
             return None
@@ -147,17 +147,38 @@ def _source(weight: Tensor) -> tuple[Hashable, ...]:
 # --- packed ---------------------------------------------------------------------------------------
 
 
-def pack(weight: Tensor) -> LinearKernel | None:
+class Packed:
+    """x W + b over a copy in oneDNN's layout: on request with an activation, in the same call."""
+
+    THEN: ClassVar[dict[str, tuple[str, list[float], str]]] = {
+        "gelu_new": ("gelu", [], "tanh"),
+        "gelu_pytorch_tanh": ("gelu", [], "tanh"),
+        "gelu": ("gelu", [], "none"),
+        "relu": ("relu", [], ""),
+    }
+
+    def __init__(self, weight: Tensor) -> None:
+        self.product = torch.ops.mkldnn._linear_pointwise
+        self.copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().T.contiguous(), 128)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self.product(x, self.copy, bias, "none", [], "")
+
+    def activated(self, x: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        """The activation, one of `THEN`, of x W + b."""
+        return self.product(x, self.copy, bias, *self.THEN[name])
+
+
+def pack(weight: Tensor) -> Packed | None:
     """The product with a copy in oneDNN's layout; None where torch has none for this weight."""
     if not torch.backends.mkldnn.is_available():
         return None
     try:
-        product = torch.ops.mkldnn._linear_pointwise
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().T.contiguous(), 128)
-        product(weight.new_zeros(1, weight.shape[0]), packed, None, "none", [], "")
+        packed = Packed(weight)
+        packed(weight.new_zeros(1, weight.shape[0]), None)
     except (RuntimeError, AttributeError, TypeError):
         return None
-    return lambda x, bias: product(x, packed, bias, "none", [], "")
+    return packed
 
 
 # --- bags -----------------------------------------------------------------------------------------

@@ -32,9 +32,11 @@ goes twice, together with itself, to the kernel for many (`certificates.paired_l
 
 Attention has one more freedom to lose, the number of keys. Here a query at position p always meets
 the keys of all whole blocks of `KEY_BLOCK` up to p, in one call; those after p are masked and their
-weight is exactly zero. So p alone decides the number of keys. The norms work row by row;
-elementwise addition and multiplication are rounded correctly whatever the kernel. The activation is
-neither (its kernel mixes vector and scalar code, whose last bits differ), so it is certified too.
+weight is exactly zero. So p alone decides the number of keys. (A few queries may leave out most of
+what is masked, where a probe finds that this changes nothing: the zeros come last in every sum.)
+The norms work row by row; elementwise addition and multiplication are rounded correctly whatever
+the kernel. The activation is neither (its kernel mixes vector and scalar code, whose last bits
+differ), so it is certified too.
 
 Training may use these operations as well: the forward is this, the gradients are the usual ones.
 """
@@ -57,7 +59,7 @@ from minigpt.numerics.base import (
     records_gradients,
     whole_blocks,
 )
-from minigpt.numerics.calls import in_calls, padded, plan
+from minigpt.numerics.calls import TILE, in_calls, padded, plan
 from minigpt.numerics.certificates import (
     ATTENTION,
     AttentionCalls,
@@ -73,6 +75,7 @@ from minigpt.numerics.exact_product import ExactProduct, WithLinearGradient
 from minigpt.numerics.place import Place, flushes_denormals, noted
 from minigpt.support.errors import MinigptError
 
+KEY_STEP = 32  # few queries meet keys in steps of this many, where that is certified
 UNSHARED = 2**15  # numbers: an elementwise call of more, be it one row, is cut between threads
 
 
@@ -127,12 +130,11 @@ class ExactOps(RowOps):
             k, v = F.pad(k, room), F.pad(v, room)  # no room was left to read in whole blocks
         done = []
         for low in range(first, end, KEY_BLOCK):
-            S = low + KEY_BLOCK
-            calls = attention_calls(AttentionShape(B, G, H // G, S, D, place))
-            alone = calls if B == 1 else attention_calls(AttentionShape(1, G, H // G, S, D, place))
-            if B > 1 and (not calls.sizes or calls.kernel != alone.kernel):
+            since, until = max(start, low), min(end, low + KEY_BLOCK)
+            found = _calls_for(AttentionShape(B, G, H // G, until, D, place), until - since)
+            if found is None:
                 return self._row_by_row(q, k, v, starts, scale, dropout)
-            since, until = max(start, low), min(end, S)
+            calls, S = found
             queries = q if until - since == T else q[:, :, since - start : until - start]
             keys, values = (k, v) if k.shape[2] == S else (k[:, :, :S], v[:, :, :S])
             offsets = tuple(s - low for s in starts) if ragged else (since - low,)
@@ -217,6 +219,22 @@ def _one_query(start: int, shape: AttentionShape) -> tuple[AttentionKernel, int,
     )
 
 
+def _calls_for(shape: AttentionShape, queries: int) -> tuple[AttentionCalls, int] | None:
+    """How attention to so many keys is computed, and how many of them are read: a few more.
+
+    Few queries mostly wait for keys, so theirs are not read to the end of the block if certificates
+    allow for less. None: a batch of this size is not certified.
+    """
+    whole, fewer = whole_blocks(shape.keys), -(-shape.keys // KEY_STEP) * KEY_STEP
+    alone = attention_calls(shape._replace(batch_size=1, keys=whole))
+    few = queries <= TILE and shape.place.device.type == "cpu"
+    for keys in (fewer, whole) if few and fewer < whole else (whole,):
+        calls = attention_calls(shape._replace(keys=keys))
+        if calls.sizes and calls.kernel == alone.kernel:
+            return calls, keys
+    return (alone, whole) if shape.batch_size == 1 else None
+
+
 def _attend_in_block(
     q: Tensor,
     k: Tensor,
@@ -266,9 +284,10 @@ def _mask(
     Each row's first query lies `offset` positions into the last block of keys. All layers of a step
     ask for the same one.
     """
-    every = _masks(keys, dtype, device)
-    rows = [every[:, :, offset : offset + size] for offset in offsets]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    with torch.inference_mode(False):
+        every = _masks(whole_blocks(keys), dtype, device)
+        rows = [every[:, :, offset : offset + size, :keys] for offset in offsets]
+        return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
 
 
 @lru_cache(maxsize=64)

@@ -166,6 +166,26 @@ class TestACertificate:
         calls = certificates.attention_calls(AttentionShape(1, 2, 1, 128, 32, place))
         assert not (calls.kernel == "fused" and {64, 128} & set(calls.sizes))
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("honest", [True, False])
+    def test_for_fewer_keys_where_their_number_cuts_the_sums(self, monkeypatch, dtype, honest):
+        def attention(q, k, v, mask, scale):
+            scores = torch.stack([row.float() @ k.float().mT for row in q.split(1, 2)], 2)
+            scores = scores[:, :, :, 0] * scale + mask
+            weights = (scores - scores.amax(-1, keepdim=True)).exp().unbind(-1)
+            pairs = list(zip(weights, v.float().unbind(2), strict=True))
+            cut = 0 if honest else len(pairs) // 2
+            parts = [sum(w[..., None] * row[:, :, None] for w, row in part)
+                     for part in (pairs[:cut], pairs[cut:])]  # fmt: skip
+            return ((parts[0] + parts[1]) / sum(weights)[..., None]).to(v.dtype)
+
+        monkeypatch.setitem(certificates.ATTENTION, "fused", attention)
+        place = Place(dtype, torch.device("cpu"), 1, "highest")
+        whole = AttentionShape(2, 2, 1, 128, 32, place)
+        assert 16 in certificates.attention_calls(whole).sizes
+        fewer = certificates.attention_calls(whole._replace(keys=96))
+        assert bool(fewer.sizes) == honest
+
     def test_for_bags_a_term_too_long_or_too_short(self):
         place = Place.here(torch.float32, torch.device("cpu"))
         shape = LinearShape(768, 64, by_column=False, has_bias=True, place=place)

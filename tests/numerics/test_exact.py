@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt import GPT, GPTConfig, MinigptError
 from minigpt.numerics import certificates, exact, exact_product
+from minigpt.numerics.base import KEY_BLOCK
 from minigpt.numerics.certificates import SIZES, AttentionCalls, LinearCalls
 from minigpt.numerics.place import Place
 from minigpt.numerics.probe_numbers import Draw
@@ -204,6 +205,32 @@ def test_a_batch_that_no_call_takes_whole_is_computed_row_by_row(monkeypatch, ma
         ),
     )
     assert torch.equal(model(batch), want)
+
+
+@pytest.mark.parametrize("certified", [True, False])
+@pytest.mark.parametrize("heads", [{}, {"n_kv_head": 1}])
+def test_keys_after_all_queries_may_be_left_out_or_masked(
+    monkeypatch, make_model, text, certified, heads
+):
+    if not certified:
+        monkeypatch.setattr(
+            exact,
+            "attention_calls",
+            lambda shape: (
+                AttentionCalls("plain", ())
+                if shape.keys % KEY_BLOCK
+                else certificates.attention_calls(shape)
+            ),
+        )
+    model, batch = make_model(numerics="exact", **heads), text(3, 140)
+    got = torch.stack(
+        [decoded(model, part, [20, 2, 9, 1, 1, 97, *[1] * 10]) for part in batch.split(1)]
+    )
+    cache = model.new_cache(3)
+    chunks = batch.split([20, 2, 9, 1, 1, 97, *[1] * 10], dim=1)
+    together = torch.cat([model(part, cache=cache) for part in chunks], 1)
+    assert torch.equal(together, model(batch))
+    assert torch.equal(got, together)
 
 
 class TestPlan:
