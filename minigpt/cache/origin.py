@@ -203,6 +203,8 @@ def _whose(held: Revision, new: Revision) -> str:
 
 def _unlike(held: Origin, new: Origin) -> str:
     """What keeps rows from being exact beside those held; the number of threads seldom does."""
+    if held.numerics == new.numerics and held.place is new.place:  # as in every step but the first
+        return ""
     if held.numerics != new.numerics:
         return f"with {held.numerics} numerics and the model has {new.numerics} ones now"
     before, now = held.place._asdict(), new.place._asdict()

@@ -210,19 +210,17 @@ class Bags:
             every = [(terms, n_in * panel) for panel in range(len(panels)) for terms in blocks]
             self.index = torch.cat([terms + first for terms, first in every])  # rows of the table
             self.offsets = torch.tensor([0, *(len(terms) for terms, _ in every)]).cumsum(0)[:-1]
-            self.terms = torch.cat([terms for terms, _ in every]) if len(panels) > 1 else None
         self.sums = len(panels), len(blocks), width
         self.bias_first = chains.bias_first
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) of one row -> (..., out)."""
-        if self.terms is not None:
-            factors = x.take(self.terms)
-        else:
-            factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
+        panels, blocks, _ = self.sums
+        factors = x.reshape(-1) if x.is_contiguous() else x.flatten().contiguous()
+        if panels > 1:
+            factors = torch.cat([factors] * panels)
         # What F.embedding_bag calls, with mode 0, "sum"; its checks take longer than small weights.
         y, *_ = torch.embedding_bag(self.table, self.index, self.offsets, False, 0, False, factors)
-        blocks = self.sums[1]
         if blocks > 1:
             sums = y.view(self.sums)
             if self.bias_first and bias is not None:
