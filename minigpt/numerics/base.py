@@ -171,9 +171,11 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addmm(bias, x, weight)
 
 
-def records_gradients(*tensors: Tensor) -> bool:
+def records_gradients(*tensors: Tensor | None) -> bool:
     """Will anything computed from these want a backward pass?"""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def finite(*numbers: Tensor) -> bool:

@@ -27,7 +27,7 @@ PANEL = 384  # columns of a table that are read as one stream, at most: more fil
 
 LinearKernel = Callable[[Tensor, Tensor | None], Tensor]  # (..., in), bias (out,) -> (..., out)
 Made = TypeVar("Made")
-NOT_READY = (None,) * 6
+NOT_READY = (None,) * 7
 
 
 class Copies:
@@ -48,11 +48,11 @@ class Copies:
         self._ready: tuple[Any, ...] = NOT_READY
 
     def ready(self, ops: object, x: Tensor, weight: Tensor) -> LinearKernel | None:
-        """What `ops` made ready for as many rows x of this weight, if the pass that is going on has
-        found weights and place to be what they were then. Looking again takes as long as a small
-        product."""
-        numbers, revision, place, owner, its_weight, product = self._ready
-        if its_weight is not weight or owner is not ops or x.numel() != numbers or x.ndim != 3:
+        """What `ops` made ready for an x like this and this weight, if the pass that is going on
+        has found weights and place to be what they were then. Looking again takes as long as a
+        small product."""
+        shape, dtype, revision, place, owner, its_weight, product = self._ready
+        if its_weight is not weight or owner is not ops or x.shape != shape or x.dtype is not dtype:
             return None
         now = going_on()
         same = now.revision is revision and now.place is place and x.is_contiguous()
@@ -63,8 +63,9 @@ class Copies:
     ) -> LinearKernel:
         """Keep a product for `ready`. It may hold copies, but not ask for them."""
         now = going_on()
-        if now.revision is not None and now.place is not None:
-            self._ready = x.numel(), now.revision, now.place, ops, weight, product
+        # A weight that is no parameter may be one that no revision knows of.
+        if now.revision is not None and now.place is not None and isinstance(weight, nn.Parameter):
+            self._ready = x.shape, x.dtype, now.revision, now.place, ops, weight, product
         return product
 
     def get(self, weight: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -150,11 +151,11 @@ def _source(weight: Tensor) -> tuple[Hashable, ...]:
 class Packed:
     """x W + b over a copy in oneDNN's layout: on request with an activation, in the same call."""
 
+    # Not "relu", which makes a zero of what is no number.
     THEN: ClassVar[dict[str, tuple[str, list[float], str]]] = {
         "gelu_new": ("gelu", [], "tanh"),
         "gelu_pytorch_tanh": ("gelu", [], "tanh"),
         "gelu": ("gelu", [], "none"),
-        "relu": ("relu", [], ""),
     }
 
     def __init__(self, weight: Tensor) -> None:

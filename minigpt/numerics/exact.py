@@ -91,7 +91,7 @@ class ExactOps(RowOps):
         product: ExactProduct | None = copies.bound
         if product is None or not product.fits(place, weight, bias):
             product = copies.bound = ExactProduct(place, weight, bias)
-        if records_gradients(x, weight):
+        if records_gradients(x, weight, bias):
             rows = x.reshape(-1, x.shape[-1])
             y: Tensor = WithLinearGradient.apply(rows, weight, bias, product, copies)  # type: ignore[no-untyped-call]
             return y.view(*x.shape[:-1], -1)

@@ -19,6 +19,7 @@ from minigpt.numerics.base import (
     visible,
 )
 from minigpt.numerics.certificates import PackedShape, packed_works
+from minigpt.numerics.changes import any_global_hooks, may_interfere
 from minigpt.numerics.copies import COPY_FROM, Copies, LinearKernel, Packed
 from minigpt.numerics.device_attention import DeviceStarts, quickly
 from minigpt.numerics.place import Place
@@ -37,7 +38,7 @@ class FastOps(RowOps):
         if torch.compiler.is_compiling():
             return plain_linear(x, weight, bias)
         product = copies.ready(self, x, weight)
-        if product is None and not records_gradients(x, weight):
+        if product is None and not records_gradients(x, weight, bias):
             product = self._product(x, weight, bias, copies)
             if product is not None:
                 copies.make_ready(self, x, weight, product)
@@ -62,7 +63,8 @@ class FastOps(RowOps):
         """The packed product, where it is the quickest."""
         # One row of float32 only reads the weight, which the plain product does quicker.
         many = x.numel() > x.shape[-1] or x.dtype != torch.float32
-        if not many or weight.numel() < COPY_FROM or records_gradients(x, weight):
+        # Autocast, which does not know this kernel, has mixed dtypes to convert.
+        if not many or weight.numel() < COPY_FROM or x.dtype != weight.dtype:
             return None
         kernel, (n_in, n_out) = copies.packed(weight), weight.shape
         works = kernel is not None and packed_works(PackedShape(n_in, n_out, Place.of(x)))
@@ -101,17 +103,18 @@ class FastOps(RowOps):
 
     def activated(self, linear: nn.Module, x: Tensor, name: str) -> Tensor:
         # The numbers between the two need not go through memory, if nobody wants to see them.
-        if x.dtype == torch.float32 and name in Packed.THEN and self._only_multiplies(linear):
+        if x.dtype == torch.float32 and name in Packed.THEN and self._only_multiplies(linear, x):
             kernel = self._kernel(x, linear.weight, linear.copies)  # type: ignore[arg-type]
             if kernel is not None:
                 return kernel.activated(x, linear.bias, name)  # type: ignore[arg-type]
         return super().activated(linear, x, name)
 
-    def _only_multiplies(self, linear: nn.Module) -> bool:
+    def _only_multiplies(self, linear: nn.Module, x: Tensor) -> bool:
         """Is it x W + b and nothing else: our layer with these operations, as we wrote it?"""
-        hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+        if may_interfere(linear) or any_global_hooks() or getattr(linear, "ops", None) is not self:
+            return False
         written = type(linear).forward.__module__ == "minigpt.model"
-        return written and not hooked and getattr(linear, "ops", None) is self
+        return written and not records_gradients(x, linear.weight, linear.bias)  # type: ignore[arg-type]
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATION[name](x)

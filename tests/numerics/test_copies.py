@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import wraps
 from typing import ClassVar
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from minigpt import GPT, GPTConfig, MinigptError
-from minigpt.numerics import certificates
-from minigpt.numerics.base import plain_linear
+from minigpt.model import Block, Linear
+from minigpt.numerics import certificates, row_ops
+from minigpt.numerics.base import plain_linear, set_ops
 from minigpt.numerics.changes import totals
 from minigpt.numerics.copies import COPY_FROM, Bags, Chains, Copies, panel_width, recheck
 from minigpt.numerics.fast import FastOps
@@ -149,22 +152,67 @@ class TestAProductMadeReady:
         assert not torch.equal(want, before)
 
     @pytest.mark.parametrize("numerics", ["fast", "exact"])
-    def test_is_not_used_where_a_hook_changes_the_weight_on_the_way(
-        self, make_model, text, numerics, monkeypatch
+    @pytest.mark.parametrize("by", ["a hook", "a hook of all modules", "a method", "a class"])
+    def test_is_not_used_where_somebody_changes_the_weight_on_the_way(
+        self, make_model, text, numerics, by, monkeypatch, request
     ):
         model, tokens = make_model(numerics, **self.WIDE), text(1, 8)
         weight, was = model.h[0].mlp.c_fc.weight, model.h[0].mlp.c_fc.weight.data
         twice, passes = was * 2, []
-        model.h[0].register_forward_pre_hook(lambda *_: passes.append(1))
-        model.h[0].register_forward_pre_hook(
-            lambda *_: setattr(weight, "data", twice if len(passes) > 2 else was)
-        )
-        model.h[0].register_forward_hook(lambda *_: setattr(weight, "data", was))
+
+        def change(module, *_):
+            if module is model.h[0]:
+                passes.append(1)
+                weight.data = twice if len(passes) > 2 else was
+
+        def restore(module, *_):
+            weight.data = was if module is model.h[0] else weight.data
+
+        forward = Block.forward
+
+        @wraps(forward)  # which has it say that it comes from there
+        def changing(block, *given):
+            change(block)
+            y = forward(block, *given)
+            restore(block)
+            return y
+
+        if by == "a hook":
+            model.h[0].register_forward_pre_hook(change)
+            model.h[0].register_forward_hook(restore)
+        elif by == "a hook of all modules":
+            request.addfinalizer(register_module_forward_pre_hook(change).remove)
+            request.addfinalizer(register_module_forward_hook(restore).remove)
+        elif by == "a method":
+            model.h[0].forward = changing.__get__(model.h[0])
+        else:
+            model.h[0].__class__ = type("Changing", (Block,), {"forward": changing})
         got = self.decoded(model, tokens)
         passes.clear()
         monkeypatch.setattr(Copies, "ready", lambda *_: None)
         assert torch.equal(got, self.decoded(model, tokens))
         assert len(passes) == 4
+
+    @pytest.mark.parametrize("numerics", ["fast", "exact"])
+    def test_is_not_used_for_a_weight_that_is_no_parameter(self, make_model, text, numerics):
+        model, tokens = make_model(numerics, **self.WIDE), text(1, 4)
+        layer = model.h[0].mlp.c_proj
+        weight = layer.weight.detach().clone()
+        del layer.weight
+        layer.weight = weight  # which no revision of the model looks at
+        with torch.inference_mode():
+            model(tokens, cache=model.new_cache())
+            weight *= 2
+            got = model(tokens, cache=model.new_cache())
+            assert torch.equal(got, copy.deepcopy(model)(tokens, cache=model.new_cache()))
+
+    @pytest.mark.parametrize("numerics", ["fast", "exact"])
+    def test_is_not_used_for_as_many_rows_in_another_shape(self, make_model, text, numerics):
+        model, tokens = make_model(numerics), text(1, 2)
+        with torch.inference_mode():
+            model(tokens, cache=model.new_cache())
+            got = model(tokens.T, cache=model.new_cache(batch_size=2))
+            torch.testing.assert_close(got, model(tokens.T))
 
     def test_is_not_used_by_other_numerics_or_in_another_place(self, make_model, text, threads):
         model, tokens = make_model(**self.WIDE), text(1, 8)
@@ -286,6 +334,16 @@ class TestFewerThreadsThanAskedFor:
             *LARGE, False, True, Place.here(torch.float32, torch.device("cpu"))
         )
         assert certificates.certified_calls(shape).reference == "plain"
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_a_bias_alone_can_be_trained_beside_a_copied_weight(numerics):
+    layer = Linear(LARGE[0], LARGE[1]).requires_grad_(False)
+    torch.nn.init.normal_(layer.weight)
+    layer.bias.requires_grad_(True)
+    set_ops(layer, row_ops(numerics))
+    layer(torch.randn(1, 3, LARGE[0])).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, 3))
 
 
 def test_float64_is_refused_by_exact_numerics_with_the_reason():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from minigpt.model import Linear
 from minigpt.numerics import fast, row_ops
@@ -43,7 +44,7 @@ def fused(monkeypatch):
 
 
 @needs_packed
-@pytest.mark.parametrize("name", ACTIVATION)
+@pytest.mark.parametrize("name", Packed.THEN)
 @pytest.mark.parametrize("rows", [2, 37])
 @torch.inference_mode()
 def test_a_product_and_its_activation_at_once_are_one_after_the_other(layer, fused, name, rows):
@@ -51,6 +52,23 @@ def test_a_product_and_its_activation_at_once_are_one_after_the_other(layer, fus
     got = layer.ops.activated(layer, x, name)
     assert fused == [name]
     torch.testing.assert_close(got, ACTIVATION[name](layer(x)), rtol=FEW_ULP, atol=FEW_ULP)
+
+
+@pytest.mark.parametrize("name", ACTIVATION)
+@torch.inference_mode()
+def test_what_is_no_number_stays_none(layer, name):
+    x = torch.randn(1, 5, 256)
+    x[0, 2, 7] = torch.nan
+    assert layer.ops.activated(layer, x, name).isnan().all(-1).tolist() == [[0, 0, 1, 0, 0]]
+
+
+@torch.no_grad()
+def test_autocast_may_begin_at_any_time(layer):
+    x = torch.randn(1, 5, 256)
+    want = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = layer(x.bfloat16())
+    assert (got - want).abs().max() < 0.05 * want.abs().max()  # bfloat16 has 8 bits
 
 
 @needs_packed
@@ -70,9 +88,11 @@ class Doubled(Linear):
 
 
 @needs_packed
-@pytest.mark.parametrize("change", ["a subclass", "an adapter", "a method", "other operations"])
+@pytest.mark.parametrize(
+    "change", ["a subclass", "an adapter", "a method", "a global hook", "other operations"]
+)
 @torch.inference_mode()
-def test_a_layer_that_does_more_is_asked_itself(layer, fused, change):
+def test_a_layer_that_does_more_is_asked_itself(layer, fused, change, request):
     ops, x = layer.ops, torch.randn(1, 5, 256)
     if change == "a subclass":
         layer.__class__ = Doubled
@@ -81,6 +101,10 @@ def test_a_layer_that_does_more_is_asked_itself(layer, fused, change):
         layer.lora_b.normal_()
     elif change == "a method":
         layer.forward = lambda x: x
+    elif change == "a global hook":
+        request.addfinalizer(
+            register_module_forward_hook(lambda module, inputs, output: 2 * output).remove
+        )
     else:
         set_ops(layer, row_ops("exact"))
     got = ops.activated(layer, x, "gelu_new")
