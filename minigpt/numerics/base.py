@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -90,9 +91,9 @@ class RowOps(ABC):
         rows = zip(q.split(1), k.split(1), v.split(1), starts, strict=True)
         return torch.cat([self.attention(*qkv, [its], scale, dropout) for *qkv, its in rows])  # type: ignore[call-arg]
 
-    def _in_halves(
+    def _in_runs(
         self,
-        clean: int,
+        cuts: Sequence[int],
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -100,14 +101,14 @@ class RowOps(ABC):
         scale: float,
         dropout: float,
     ) -> Tensor:
-        """The attention of one text's first `clean` new positions, then that of the others."""
-        (start,) = starts
-        seen, after = start + clean, [start + clean]
-        halves = (
-            (q[:, :, :clean], k[:, :, :seen], v[:, :, :seen], starts),
-            (q[:, :, clean:], k, v, after),
-        )
-        return torch.cat([self.attention(*half, scale, dropout) for half in halves], 2)
+        """The attention of one text's new positions in runs, of which all but the first begin at
+        these: no query meets a key of a later run."""
+        (start,), T, done = starts, q.shape[2], []
+        for low, high in pairwise([0, *cuts, T]):
+            seen = start + high
+            part = q[:, :, low:high], k[:, :, :seen], v[:, :, :seen]
+            done.append(self.attention(*part, [start + low], scale, dropout))
+        return torch.cat(done, 2)
 
     @abstractmethod
     def activation(self, x: Tensor, name: str) -> Tensor:
@@ -183,7 +184,9 @@ def finite(*numbers: Tensor) -> bool:
     return all(math.isfinite(part.detach().sum(dtype=torch.float32)) for part in numbers)
 
 
-def finite_positions(k: Tensor, v: Tensor) -> int:
-    """So many positions (dimension 2) come before the first that holds a NaN or an infinity."""
+def cuts_before_infinite(k: Tensor, v: Tensor) -> list[int]:
+    """The positions (dimension 2) but 0 that hold a NaN or an infinity, of which queries before
+    them must not hear. After a key that is NaN in every head nothing is a number any more."""
     bad = ~(k.isfinite() & v.isfinite()).all(3).all(1).all(0)  # (T,)
-    return int(bad.nonzero()[0]) if bad.any() else len(bad)
+    end = k.isnan().any(3).all(1).all(0).nonzero().flatten().tolist()  # the first of these
+    return [p for p in bad.nonzero().flatten().tolist() if p > 0 and (not end or p <= end[0])]

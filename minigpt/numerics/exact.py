@@ -54,8 +54,8 @@ from minigpt.numerics.base import (
     ACTIVATION,
     KEY_BLOCK,
     RowOps,
+    cuts_before_infinite,
     finite,
-    finite_positions,
     records_gradients,
     whole_blocks,
 )
@@ -122,9 +122,9 @@ class ExactOps(RowOps):
             if B > 1:
                 return self._row_by_row(q, k, v, starts, scale, dropout)
             # Masked weights are 0, but 0 x NaN is NaN: earlier queries must not meet it at all.
-            clean = finite_positions(k[:, :, start:end], v[:, :, start:end])
-            if 0 < clean < T:
-                return self._in_halves(clean, q, k, v, starts, scale, dropout)
+            cuts = cuts_before_infinite(k[:, :, start:end], v[:, :, start:end])
+            if cuts:
+                return self._in_runs(cuts, q, k, v, starts, scale, dropout)
         if k.shape[2] < first + KEY_BLOCK or k.shape[2] < whole_blocks(end):
             room = (0, 0, 0, whole_blocks(end) - k.shape[2])
             k, v = F.pad(k, room), F.pad(v, room)  # no room was left to read in whole blocks

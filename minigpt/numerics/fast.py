@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from minigpt.numerics.base import (
     ACTIVATION,
     RowOps,
+    cuts_before_infinite,
     finite,
-    finite_positions,
     plain_linear,
     records_gradients,
     visible,
@@ -82,8 +82,8 @@ class FastOps(RowOps):
                 if len(q) > 1:
                     return self._row_by_row(q, k, v, starts, scale, dropout)
                 # Masked weights are 0, but 0 x NaN is NaN: earlier queries must not meet it.
-                if 0 < (clean := finite_positions(*new)) < T:
-                    return self._in_halves(clean, q, k, v, starts, scale, dropout)
+                if cuts := cuts_before_infinite(*new):
+                    return self._in_runs(cuts, q, k, v, starts, scale, dropout)
         if k.shape[2] > start + T:
             k, v = k.narrow(2, 0, start + T), v.narrow(2, 0, start + T)
         mask = None

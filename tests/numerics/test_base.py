@@ -156,6 +156,20 @@ def test_what_is_no_number_reaches_no_earlier_query(numerics, number, starts):
 
 
 @pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize("T", [6, 100, 300])
+def test_nor_does_the_second_one_where_the_first_one_weighs_nothing(numerics, T):
+    q, k, v = heads(1, T, T)
+    q[..., 0] = q[..., 0].abs()
+    k[:, :, 1, 0], k[:, :, T - 2, 0] = -torch.inf, torch.inf
+    want = attend(q[:, :, : T - 2], k[:, :, : T - 2], v[:, :, : T - 2], [0], 0.3)
+    assert want.isfinite().all()
+    with torch.no_grad():
+        got = row_ops(numerics).attention(q, k, v, [0], 0.3, 0.0)
+    torch.testing.assert_close(got[:, :, : T - 2], want)
+    assert not got[:, :, T - 2 :].isfinite().any()
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
 def test_sums_that_overflow_are_no_missing_numbers(numerics):
     q, k, v = heads(1, 128, 128)
     v[:] = 1e36
