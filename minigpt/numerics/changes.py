@@ -41,24 +41,25 @@ def weights_and_hooks(model: nn.Module) -> tuple[list[Tensor], bool]:
     """
     found: list[Tensor | None] = []
     modules: list[nn.Module | None] = [model]
+    kinds: set[type[nn.Module]] = set()
     hooked = any_global_hooks()
     for module in modules:  # it grows
         if module is not None:
             found += module._parameters.values()
             found += module._buffers.values() if module._buffers else ()
             modules += module._modules.values() if module._modules else ()
-            hooked = hooked or may_interfere(module)
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+                hooked = True
+            kinds.add(type(module))
+    hooked = hooked or not all(_known(kind.forward) for kind in kinds)
     return [weight for weight in found if weight is not None], hooked
 
 
 def may_interfere(module: nn.Module) -> bool:
-    """Does anything but the code of this package or torch run where this module does?"""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or "forward" in module.__dict__
-        or not _known(type(module).forward)
-    )
+    """Does anything but the code of this package or torch run where this module does? (What it
+    holds is not asked.)"""
+    own = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return bool(own) or any_global_hooks() or not _known(type(module).forward)
 
 
 def any_global_hooks() -> bool:
