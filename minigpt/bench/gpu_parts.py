@@ -207,8 +207,6 @@ def check_decoding(findings: Findings, place: Place) -> None:
     for rows in (1, 4 if place.small else 64):
         with findings.trying(f"decoding {rows}"):
             _decode(findings, place, model, rival, rows)
-    with findings.trying("whole texts"):
-        _write_texts(findings, place, model)
     with findings.trying("prefill"):
         _prefill(findings, place, model, rival)
     for name in ("fast", "exact"):
@@ -216,8 +214,9 @@ def check_decoding(findings: Findings, place: Place) -> None:
             _kernels(findings, place, model, name)
     with findings.trying("float32"):
         del rival
-        model = place.model("gpt2", torch.float32)
-        _decode(findings, place, model, None, 1)
+        _decode(findings, place, place.model("gpt2", torch.float32), None, 1)
+    with findings.trying("whole texts"):
+        _write_texts(findings, place, model)
 
 
 def _decode(findings: Findings, place: Place, model: GPT, rival: Any, rows: int) -> None:
@@ -267,13 +266,13 @@ def _write_texts(findings: Findings, place: Place, model: GPT) -> None:
         return None
 
     model.numerics = "fast"
-    samples = place.interleaved({
+    contenders = {
         "generate_batch": batch(), "generate_batch, drawn": batch(temperature=1.0),
         "generate_batch, looking at each": batch(on_token=looked_at),
         "generate_batch, paged": batch(kind="paged"), "engine": engine,
-    })  # fmt: skip
-    for name, seconds in samples.items():
-        took = median(seconds)
+    }  # fmt: skip
+    for name, prepare in contenders.items():  # seconds each: once to warm up, once for the figure
+        _, took = (place.seconds(prepare()) for _ in range(2))
         findings.add(f"{rows} texts of {count}, fast, {name}", took, "s",
                      **{"tokens/s": rows * count / took})  # fmt: skip
 
