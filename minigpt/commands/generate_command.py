@@ -213,6 +213,8 @@ def tell(result: Generation, model: GPT) -> None:
             f"({context} was full: the older half was forgotten and the rest prefilled again, "
             f"{result.prefills} x)"
         )
+    if not result.prefill_seconds:  # no token was asked for, and none was timed
+        return
     cache = f"cache {result.cache_bytes:,} bytes" if result.cache_bytes else "no cache"
     say(
         f"\n{counted(len(result.tokens), 'token')}, first after "

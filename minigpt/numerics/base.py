@@ -116,7 +116,12 @@ class RowOps(ABC):
 
     def activated(self, linear: nn.Module, x: Tensor, name: str) -> Tensor:
         """The activation of what a layer makes of x."""
-        return self.activation(linear(x), name)
+        y = self.together(linear, x, name)
+        return self.activation(linear(x), name) if y is None else y
+
+    def together(self, linear: nn.Module, x: Tensor, name: str) -> Tensor | None:
+        """Both in one call, whose bits may be its own; None: one after the other."""
+        return None
 
     @abstractmethod
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -101,13 +101,13 @@ class FastOps(RowOps):
         """Can numbers be looked at, at next to no cost? On a GPU that would wait for it."""
         return q.is_cpu and not torch.compiler.is_compiling() and not records_gradients(q, k, v)
 
-    def activated(self, linear: nn.Module, x: Tensor, name: str) -> Tensor:
+    def together(self, linear: nn.Module, x: Tensor, name: str) -> Tensor | None:
         # The numbers between the two need not go through memory, if nobody wants to see them.
         if x.dtype == torch.float32 and name in Packed.THEN and self._only_multiplies(linear, x):
             kernel = self._kernel(x, linear.weight, linear.copies)  # type: ignore[arg-type]
             if kernel is not None:
                 return kernel.activated(x, linear.bias, name)  # type: ignore[arg-type]
-        return super().activated(linear, x, name)
+        return None
 
     def _only_multiplies(self, linear: nn.Module, x: Tensor) -> bool:
         """Is it x W + b and nothing else: our layer with these operations, as we wrote it?"""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.numerics.base import RowOps, row_modules
+from minigpt.numerics.base import RowModule, RowOps, row_modules
 from minigpt.numerics.copies import Copies
 
 
@@ -37,6 +37,9 @@ class Recorded:
             k, v, _, *rest = rest
             rest = [k[:, :, :high], v[:, :, :high], (low,), *rest]
         part = first[..., low:high, :].contiguous()
+        if isinstance(rest[0], nn.Module):  # a product and its activation in one call
+            linear, name = rest
+            return replace(self, output=self.ops.activated(linear, part, name)).rows()
         return replace(self, output=getattr(self.ops, self.kind)(part, *rest)).rows()
 
 
@@ -67,6 +70,22 @@ class Recorder(RowOps):
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         return self._call("activation", x, name)
+
+    def activated(self, linear: nn.Module, x: Tensor, name: str) -> Tensor:
+        """One after the other, to be seen; what goes on is what these operations make of both."""
+        y = super().activated(linear, x, name)
+        if not isinstance(linear, RowModule) or not isinstance(linear.ops, Recorder):
+            return y
+        recorder, linear.ops = linear.ops, linear.ops.ops
+        try:
+            together = self.ops.together(linear, x, name)
+        finally:
+            linear.ops = recorder
+        if together is None:
+            return y
+        call = Recorded("activation", (x, linear, name), together, self.ops)
+        self.log[f"{self.module}.activation"] = call
+        return together
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return self._call("layer_norm", x, weight, bias, eps)

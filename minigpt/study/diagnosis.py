@@ -126,9 +126,9 @@ def _causes(call: Recorded, unequal: list[int]) -> Iterator[str]:
                 yield from _enough((n, call.again(t + 1 - n, t + 1)[-1], over) for n in few)
                 return
         yield (
-            f"key count: a call over all {T} keys, those after a query's own masked, adds up in "
-            f"another order than a call over the keys so far; over the same keys, one query and "
-            f"many get the same bits{also}"
+            f"key count: a call over later keys as well, those after a query's own masked, adds up "
+            f"in another order than a call over the keys so far; over the same keys, one query "
+            f"and many get the same bits{also}"
         )
         return
     what = "adds up each row's terms" if call.kind == "linear" else "computes each row"

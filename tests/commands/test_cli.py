@@ -150,6 +150,11 @@ class TestGenerate:
         assert "5 tokens, first after " in err
         assert "tokens/s" in err
 
+    def test_tells_no_speed_where_no_token_was_asked_for(self, run):
+        code, out, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "0")
+        assert (code, out) == (0, PROMPT + "\n")
+        assert "tokens/s" not in err
+
     def test_compares_the_two_ways_in_a_table(self, run, directory):
         code, out, err = run("generate", "--prompt", PROMPT, "--max-new-tokens", "10", "--compare",
                              "--temperature", "0")  # fmt: skip

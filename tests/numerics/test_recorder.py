@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minigpt.numerics.base import row_modules
+from minigpt.numerics.copies import pack
 from minigpt.numerics.recorder import recording
 
 
@@ -22,6 +23,26 @@ def test_changes_no_bits(exact, text):
     want = exact(text(1, 20))
     with recording(exact):
         assert torch.equal(exact(text(1, 20)), want)
+
+
+@pytest.fixture
+def wide(make_model):
+    """A model in fast numerics whose MLPs compute product and activation in one call."""
+    if pack(torch.zeros(16, 16)) is None:
+        pytest.skip("torch has no packed products here")
+    return make_model(n_embd=384, n_layer=1)
+
+
+@torch.inference_mode()
+def test_changes_no_bits_where_an_activation_is_part_of_a_product(wide, text):
+    want = wide(text(1, 20))
+    with recording(wide) as log:
+        assert torch.equal(wide(text(1, 20)), want)
+    mlp = log["h.0.mlp.activation"]
+    assert torch.equal(mlp.output, log["h.0.mlp.c_proj"].arguments[0])
+    assert torch.equal(mlp.again(7, 12), mlp.rows()[7:12])
+    apart = mlp.ops.activation(log["h.0.mlp.c_fc"].output, wide.config.activation_function)
+    torch.testing.assert_close(mlp.output, apart)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minigpt.numerics.base import row_modules
+from minigpt.numerics.copies import pack
 from minigpt.numerics.exact import ExactOps
 from minigpt.study.diagnosis import diagnose
 
@@ -128,7 +129,20 @@ def test_query_count_is_told_with_the_smallest_call_that_is_enough(diagnosed):
 
 def test_key_count_is_told_from_query_count(diagnosed):
     (why,) = diagnosed("attention", few_keys, "h.1.attn").causes
-    assert why.startswith("key count: a call over all 30 keys")
+    assert why.startswith("key count: a call over later keys as well")
+
+
+@pytest.mark.skipif(pack(torch.zeros(16, 16)) is None, reason="torch has no packed products here")
+def test_an_activation_in_the_product_before_it_is_named_where_it_alone_differs(make_model, text):
+    model = make_model(n_embd=512, n_head=4, n_layer=1)
+    attention, mlp = model.h[0].attn, model.h[0].mlp
+    with torch.no_grad():  # products of one term each, whose bits no order of summing changes
+        for zero in (attention.c_attn.weight, attention.c_attn.bias, attention.c_proj.weight):
+            zero.zero_()
+        mlp.c_fc.weight.copy_(torch.eye(512).repeat(1, 4))
+    found = diagnose(model, text(1, LENGTH))
+    assert (found.operation, found.kind) == ("h.0.mlp.activation", "activation")
+    assert "a call of 1 row runs another kernel than a call of 30 rows" in found.causes[0]
 
 
 def test_an_operation_that_is_not_steady_is_called_so(diagnosed):
