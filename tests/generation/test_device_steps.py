@@ -254,7 +254,7 @@ PROMPTS = [PROMPT, [9] * 120, list(range(40)), [7]]
     {"logits_processor": lambda text, logits: logits.roll(text.shape[1])},
     {"policy": "reprefill", "max_new_tokens": 400}, {"max_new_tokens": 400},
     {"policy": "reprefill", "max_new_tokens": 400, "kind": "paged"}, {"kind": "growing"},
-], ids=str)  # fmt: skip
+], ids=lambda settings: "-".join(settings) or "plain")  # fmt: skip
 def test_each_text_of_a_batch_is_the_one_it_would_be_alone(settings, on_device, monkeypatch):
     model = model_of()
     ours = generate_batch(model, PROMPTS, **{"max_new_tokens": 40, **settings})
