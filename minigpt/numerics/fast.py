@@ -102,7 +102,10 @@ class FastOps(RowOps):
         return q.is_cpu and not torch.compiler.is_compiling() and not records_gradients(q, k, v)
 
     def together(self, linear: nn.Module, x: Tensor, name: str) -> Tensor | None:
-        # The numbers between the two need not go through memory, if nobody wants to see them.
+        # The numbers between the two need not go through memory, if nobody wants to see them. (A
+        # compiler sees to that itself.)
+        if torch.compiler.is_compiling():
+            return None
         if x.dtype == torch.float32 and name in Packed.THEN and self._only_multiplies(linear, x):
             kernel = self._kernel(x, linear.weight, linear.copies)  # type: ignore[arg-type]
             if kernel is not None:

@@ -20,6 +20,7 @@ from minigpt import GPT, GPTConfig, MinigptError, generate, generate_batch, stre
 from minigpt.cache.kinds import KINDS, LOSSLESS
 from minigpt.commands.session import Session
 from minigpt.generation.text import stream_text
+from minigpt.numerics.exact import _mask
 from minigpt.tokenizer import byte_tokenizer
 from minigpt.training.data import Corpus
 from minigpt.training.loop import train
@@ -42,9 +43,10 @@ class Alive(NamedTuple):
 
 
 def alive() -> Alive:
+    _mask.cache_clear()  # a table of bounded length, of masks of any sizes
     gc.collect()
     objects = gc.get_objects()
-    tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
+    tensors = [thing for thing in objects if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     tensors = [tensor for tensor in tensors if not tensor.is_mkldnn]  # packed: no storage to ask
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     sizes = sum(storage.nbytes() for storage in storages.values())

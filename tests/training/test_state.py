@@ -98,7 +98,7 @@ class TestARunThatIsKilled:
             process, steps = child(tmp_path), len(read(tmp_path))
             while process.is_alive() and len(read(tmp_path)) <= steps:  # until it moves on
                 time.sleep(0.005)
-            process.join(rng.uniform(0, 0.3) if kills < 5 else None)
+            process.join(rng.uniform(0, 0.1) if kills < 5 else None)
             process.kill()
             process.join()
             if process.exitcode == 0:
