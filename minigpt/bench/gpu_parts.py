@@ -26,7 +26,7 @@ from minigpt.generation.device_steps import AHEAD, DeviceSteps
 from minigpt.generation.engine import Engine
 from minigpt.generation.sampling import Sampler
 from minigpt.model import GPT
-from minigpt.numerics.base import KEY_BLOCK
+from minigpt.numerics.base import KEY_BLOCK, whole_blocks
 from minigpt.study.verification import verify
 from minigpt.study.ways import Check, Ways, random_tokens
 
@@ -158,7 +158,7 @@ class _Decoder:
         self.model, self.numerics, self.count = model, numerics, count
         model.numerics = numerics
         self.held, self.last = tokens.shape[1], [1] * len(tokens)
-        room = min(model.config.n_positions, _blocks(self.held + count))
+        room = min(model.config.n_positions, whole_blocks(self.held + count))
         self.cache = model.new_cache(len(tokens), room)
         with torch.inference_mode():
             model.next_logits(tokens, cache=self.cache)
@@ -574,10 +574,6 @@ def _card() -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _blocks(positions: int) -> int:
-    return -(-positions // KEY_BLOCK) * KEY_BLOCK
 
 
 PARTS: dict[str, Callable[[Findings, Place], None]] = {

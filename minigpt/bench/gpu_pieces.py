@@ -17,7 +17,7 @@ from minigpt.bench.findings import Findings
 from minigpt.bench.gpu_place import Place
 from minigpt.model import GPT, Block
 from minigpt.numerics.base import KEY_BLOCK
-from minigpt.numerics.certificates import fused_attention
+from minigpt.numerics.certificates import plain_attention
 from minigpt.numerics.device_attention import DeviceStarts, quickly
 
 Piece = Callable[[Block], object]
@@ -76,8 +76,8 @@ def _attentions(place: Place, model: GPT, keys: int) -> dict[str, Piece]:
     starts = DeviceStarts([keys // KEY_BLOCK], numbers[-9:-8], numbers, model.dtype)
     mask = starts.mask
     return {
-        f"attention to {keys}, two products, as now": lambda _: quickly(q, k, v, starts, scale),
-        f"attention to {keys}, fused": lambda _: fused_attention(q, k, v, mask, scale),
+        f"attention to {keys}, as now": lambda _: quickly(q, k, v, starts, scale),
+        f"attention to {keys}, two products": lambda _: plain_attention(q, k, v, mask, scale),
     }
 
 

@@ -202,9 +202,8 @@ def _attend_to_all(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) ->
         (start, H, G, D, q.dtype),
         lambda: _one_query(start, AttentionShape(1, G, H // G, S, D, Place.of(q))),
     )
-    if size == 1:
-        return attend(q, k, v, mask, scale)
-    return attend(q.expand(-1, -1, size, -1).contiguous(), k, v, mask, scale).narrow(2, 0, 1)
+    y = attend(padded(q, size, 2), k, v, mask, scale)
+    return y if size == 1 else y.narrow(2, 0, 1)
 
 
 def _one_query(start: int, shape: AttentionShape) -> tuple[AttentionKernel, int, Tensor]:
